@@ -1,0 +1,95 @@
+"""Concurrency control for fleets of LLM agents: every limit at once, and why anything waits.
+
+The public names; each is imported when it is first used, so that a library that embeds the limiter does not
+load a web server.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from interlock.admission.local import LocalAdmission as LocalAdmission
+    from interlock.admission.permit import Acquisition as Acquisition
+    from interlock.admission.permit import Permit as Permit
+    from interlock.admission.readings import Explanation as Explanation
+    from interlock.admission.readings import Holder as Holder
+    from interlock.admission.readings import LimitReading as LimitReading
+    from interlock.admission.readings import Snapshot as Snapshot
+    from interlock.admission.readings import Waiting as Waiting
+    from interlock.app import Interlock as Interlock
+    from interlock.clock import SystemClock as SystemClock
+    from interlock.config import Config as Config
+    from interlock.config import load_config as load_config
+    from interlock.errors import AcquireTimeout as AcquireTimeout
+    from interlock.errors import InterlockError as InterlockError
+    from interlock.ports import Admission as Admission
+    from interlock.ports import Clock as Clock
+    from interlock.ports import Settings as Settings
+    from interlock.provider.gate import ProviderGate as ProviderGate
+    from interlock.provider.state import ProviderStatus as ProviderStatus
+    from interlock.provider.usage import ProviderUsage as ProviderUsage
+    from interlock.provider.usage import get_usage as get_usage
+    from interlock.stores import open_store as open_store
+
+_HOMES = {
+    "interlock.app": ("Interlock",),
+    "interlock.admission.local": ("LocalAdmission",),
+    "interlock.admission.permit": ("Acquisition", "Permit"),
+    "interlock.admission.readings": (
+        "Explanation",
+        "Holder",
+        "LimitReading",
+        "Snapshot",
+        "Waiting",
+    ),
+    "interlock.clock": ("SystemClock",),
+    "interlock.config": ("Config", "load_config"),
+    "interlock.ports": ("Admission", "Clock", "Settings"),
+    "interlock.provider.gate": ("ProviderGate",),
+    "interlock.provider.state": ("ProviderStatus",),
+    "interlock.provider.usage": ("ProviderUsage", "get_usage"),
+    "interlock.stores": ("open_store",),
+    "interlock.errors": (
+        "AcquireTimeout",
+        "AgentStartFailed",
+        "CapabilityNotSupported",
+        "DeadlockDetected",
+        "Draining",
+        "InterlockError",
+        "InvalidOperation",
+        "InvalidStatus",
+        "LimitExceeded",
+        "PermitLost",
+        "PoolClosed",
+        "PoolExhausted",
+        "QueueFull",
+        "RunCancelled",
+        "RunFailed",
+        "RunInterrupted",
+        "RunNotFound",
+        "RunTimedOut",
+        "SessionNotFound",
+        "StaleFence",
+        "StoreError",
+        "Unavailable",
+        "ValidationError",
+    ),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME)  # noqa: PLE0605 - the table above is the one list of names
+
+
+def __getattr__(name: str) -> object:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'interlock' has no attribute {name!r}")
+    return getattr(import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

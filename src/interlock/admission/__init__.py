@@ -1,0 +1,1 @@
+"""The asyncio shell around the kernel: futures in, effects out."""

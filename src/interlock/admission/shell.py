@@ -1,0 +1,309 @@
+"""How the kernel lives in an event loop: a future per waiter, one timer, effects carried out.
+
+The grant lives in the kernel's record; setting a waiter's future is only a wake-up. Whoever is
+cancelled looks at the record: granted, then it is given back in the same step; still waiting, then it
+is withdrawn. So there is no interleaving in which a permit sits in a future that nobody reads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio.events import _get_running_loop
+from collections import deque
+from contextlib import suppress
+from threading import get_ident
+from typing import TYPE_CHECKING, Any
+
+from interlock.admission.callback import call_back
+from interlock.admission.permit import Acquisition, Permit
+from interlock.admission.refusals import ending, refusal, unknown_limit
+from interlock.admission.validation import check_seconds, to_ms
+from interlock.clock import SystemClock
+from interlock.core import model
+from interlock.core.kernel import Kernel
+from interlock.core.model import GateWaiting, Granted, Refused, Waiter
+from interlock.errors import (
+    AcquireTimeout,
+    InterlockError,
+    InvalidOperation,
+    Unavailable,
+    ValidationError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+    from interlock.core.model import Outcome
+    from interlock.ports import Clock, TimerHandle
+
+
+class _Parked:
+    """Those who await one waiter: several with one key, else one."""
+
+    __slots__ = ("error", "futures")
+
+    def __init__(self) -> None:
+        self.futures: dict[asyncio.Future[None], None] = {}
+        self.error: InterlockError | None = None
+
+    def wake(self) -> None:
+        for future in self.futures:
+            _resolve(future)
+
+
+class Shell:
+    """The kernel with a clock and a loop. `LocalAdmission` adds what users call."""
+
+    def __init__(self, *, clock: Clock | None = None) -> None:
+        self.clock: Clock = clock or SystemClock()
+        self.kernel = Kernel()
+        self._give_back = self.kernel.give_back
+        self._now_ms: Callable[[], int] = getattr(self.clock, "now_ms", self._rounded_now)
+        self._parked: dict[Waiter, _Parked] = {}
+        self._keyed: dict[model.Permit, Permit] = {}
+        self._abandoned: deque[tuple[model.Permit, Outcome]] = deque()
+        self._handed_over: dict[model.Permit, object] = {}
+        self._gate_listeners: dict[str, Callable[[bool], None]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: int | None = None
+        self._timer: TimerHandle | None = None
+        self._timer_due_ms: int | None = None
+        self._closed = False
+
+    # -- the way of a request
+
+    def _take(self, names: tuple[str, ...]) -> model.Permit | None:
+        """The short way: a plain request whose limits all have room, with nobody waiting."""
+        claims = self.kernel.claims_by_names.get(names)
+        # Not asyncio's own question which loop runs: that asks the system for the process, at every call.
+        if claims is None or self._thread != get_ident() or self._loop is None or self._loop.is_closed():
+            return None
+        return self.kernel.take(claims, self._now_ms())
+
+    def _admit(self, request: Acquisition) -> Generator[Any, None, Permit]:
+        answer = self._ask(request)
+        if isinstance(answer, Waiter):
+            if answer.waiting and request.timeout != 0:
+                return (yield from self._wait(answer, request))
+            # Granted already, by a listener that answered at the gate at once; or the same key waits.
+            answer = answer.permit or Refused("would_block", answer.claims.names[0])
+        if isinstance(answer, model.Permit):
+            return self._permit(answer, request.names)
+        raise refusal(self.kernel, answer, request, self._now_ms())
+
+    def _ask(self, request: Acquisition) -> model.Permit | Waiter | Refused:
+        kernel = self.kernel
+        now_ms = self._now_ms()
+        if self._loop is None or _get_running_loop() is not self._loop:
+            self._settle_in()
+        if self._abandoned:
+            self._collect()
+        if self._timer_due_ms is not None and self._timer_due_ms <= now_ms:
+            self._tick()  # the loop is late: first let happen what should have happened
+        if self._closed:
+            raise Unavailable("the admission is closed")
+        claims = kernel.claims_by_names.get(request.names) or self._claims(request.names)
+        timeout, parent = request.timeout, request.parent
+        check_seconds("timeout", timeout)
+        check_seconds("since", request.since)
+        check_seconds("lease", request.lease)
+        answer = kernel.acquire(
+            claims,
+            now_ms,
+            request.key,
+            request.owner,
+            None if parent is None else parent._record,
+            request.priority,
+            None if request.since is None else to_ms(request.since),
+            None if timeout is None else now_ms + to_ms(timeout),
+            None if request.lease is None else to_ms(request.lease),
+            timeout != 0,
+        )
+        if kernel.outbox or kernel.timers.moved:
+            self._carry_out()
+        return answer
+
+    def _wait(self, waiter: Waiter, request: Acquisition) -> Generator[Any, None, Permit]:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        deadline_ms = None if request.timeout is None else self._now_ms() + to_ms(request.timeout)
+        parked = self._parked.get(waiter)
+        timer = None
+        if parked is None:
+            parked = self._parked[waiter] = _Parked()
+        elif deadline_ms is not None and deadline_ms < (waiter.deadline_ms or deadline_ms + 1):
+            # It joins somebody with the same key who is more patient: its own patience ends by itself.
+            timer = self.clock.call_at(deadline_ms / 1000, lambda: _resolve(future))
+        parked.futures[future] = None
+        try:
+            if request.on_queued is not None:
+                call_back(request.on_queued)
+            yield from future
+        except BaseException:
+            del parked.futures[future]
+            self._give_up(waiter, parked)
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+        del parked.futures[future]
+        now_ms = self._now_ms()
+        if waiter.waiting:
+            self._give_up(waiter, parked)
+            raise ending(self.kernel, "timed_out", waiter, now_ms)
+        permit = waiter.permit
+        # The one it joined was less patient, or entered and left before this one came to run.
+        patient = deadline_ms is None or deadline_ms > now_ms
+        outlived = isinstance(parked.error, AcquireTimeout) and patient
+        missed = permit is not None and permit.ended == "released" and waiter.key is not None
+        if outlived or missed:
+            return (yield from self._admit(request.again(waiter.since_ms, deadline_ms, now_ms)))
+        if parked.error is not None:
+            raise parked.error
+        assert permit is not None
+        if permit.ended == "released":
+            raise InvalidOperation(f"owner {waiter.owner!r} was released while this waited")
+        return self._permit(permit, request.names)
+
+    def _give_up(self, waiter: Waiter, parked: _Parked) -> None:
+        """Somebody stopped awaiting *waiter*: cancelled while waiting, or in the instant of being granted."""
+        if parked.futures:
+            return
+        if waiter.waiting:
+            self._parked.pop(waiter, None)
+            self.kernel.withdraw(waiter, self._now_ms())
+            self._carry_out()
+        elif waiter.permit is not None and waiter.permit not in self._keyed:
+            self._release(waiter.permit, "unused")
+
+    def _permit(self, record: model.Permit, names: tuple[str, ...]) -> Permit:
+        if record.key is None:
+            return Permit(self, record, names)
+        permit = self._keyed.get(record)
+        if permit is None:
+            permit = self._keyed[record] = Permit(self, record, names)
+        return permit
+
+    def _release(self, record: model.Permit, outcome: Outcome) -> bool:
+        if self._thread is not None and self._thread != get_ident():
+            return self._release_from_afar(record, outcome)
+        if record in self._handed_over:
+            return False
+        kernel = self.kernel
+        released = kernel.release(record, self._now_ms(), outcome)
+        if record.key is not None:
+            self._keyed.pop(record, None)
+        if kernel.outbox or kernel.timers.moved:
+            self._carry_out()
+        return released
+
+    def _release_from_afar(self, record: model.Permit, outcome: Outcome) -> bool:
+        mine = object()
+        if self._handed_over.setdefault(record, mine) is not mine:
+            return False  # setdefault is one step: of two threads that release at once, one goes on
+        if record.ended is not None:
+            self._handed_over.pop(record, None)  # the loop was faster
+            return False
+        self._hand_over(record, outcome)
+        return True
+
+    def _touch(self, record: model.Permit) -> None:
+        self.kernel.touch(record, self._now_ms())
+
+    def _abandon(self, record: model.Permit) -> None:
+        self._hand_over(record, "failed")
+
+    def _hand_over(self, record: model.Permit, outcome: Outcome) -> None:
+        """Note a release that must not happen here and now; the loop, or the next request, does it."""
+        self._abandoned.append((record, outcome))
+        loop = self._loop
+        if loop is not None:
+            with suppress(RuntimeError):  # it has been closed: the next request collects
+                loop.call_soon_threadsafe(self._collect)
+
+    def _collect(self) -> None:
+        while self._abandoned:
+            record, outcome = self._abandoned.popleft()
+            self.kernel.release(record, self._now_ms(), outcome)
+            self._keyed.pop(record, None)
+            self._handed_over.pop(record, None)
+        self._carry_out()
+
+    # -- effects
+
+    def _carry_out(self) -> None:
+        outbox = self.kernel.outbox
+        while outbox:
+            effects = outbox[:]
+            outbox.clear()
+            for effect in effects:
+                if isinstance(effect, Granted):
+                    self._wake(effect.waiter, None)
+                elif isinstance(effect, GateWaiting):
+                    if (listener := self._gate_listeners.get(effect.limit)) is not None:
+                        call_back(listener, effect.recycled)
+                elif isinstance(effect.subject, Waiter):
+                    self._wake(
+                        effect.subject, ending(self.kernel, effect.reason, effect.subject, self._now_ms())
+                    )
+                else:
+                    self._keyed.pop(effect.subject, None)
+        if self.kernel.timers.moved:
+            self._arm()
+
+    def _wake(self, waiter: Waiter, error: InterlockError | None) -> None:
+        parked = self._parked.pop(waiter, None)
+        if parked is not None:
+            parked.error = error
+            parked.wake()
+
+    def _arm(self) -> None:
+        """Set the one timer to the earliest deadline; it is only ever brought forward."""
+        due_ms = self.kernel.next_deadline()
+        if due_ms is None or (self._timer_due_ms is not None and self._timer_due_ms <= due_ms):
+            self.kernel.timers.moved = False
+            return
+        try:
+            timer = self.clock.call_at(due_ms / 1000, self._tick)
+        except RuntimeError:
+            return  # no loop runs in this thread: the next request that is made in one arms it
+        self.kernel.timers.moved = False
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer, self._timer_due_ms = timer, due_ms
+
+    def _tick(self) -> None:
+        self._timer = self._timer_due_ms = None
+        self.kernel.tick(self._now_ms())
+        self.kernel.timers.moved = True
+        self._carry_out()
+
+    def _settle_in(self) -> None:
+        """This thread, with the loop that runs in it, is the one that asks: others hand over."""
+        loop = _get_running_loop()
+        if loop is not self._loop or self._thread != get_ident():
+            # A second asyncio.run(), perhaps: the timer that is set belongs to a loop that no longer turns.
+            self._loop, self._thread = loop, get_ident()
+            self._timer = self._timer_due_ms = None
+            self._arm()
+
+    def _claims(self, names: tuple[str, ...]) -> model.Claims:
+        if not names:
+            raise ValidationError("acquire needs the name of at least one limit")
+        try:
+            return self.kernel.claims(names)
+        except KeyError as missing:
+            raise unknown_limit(self.kernel, missing.args[0]) from None
+
+    def _known(self, name: str) -> model.Limit:
+        try:
+            return self.kernel.limit(name)
+        except KeyError:
+            raise unknown_limit(self.kernel, name) from None
+
+    def _rounded_now(self) -> int:
+        return to_ms(self.clock.now())
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -1,0 +1,45 @@
+"""The ``interlock`` command. Each command lives in a module of its own, imported when it is called."""
+
+from __future__ import annotations
+
+import sys
+
+from cyclopts import App, CycloptsError
+
+from interlock import __version__
+from interlock.errors import InterlockError, ValidationError
+
+app = App(
+    name="interlock",
+    help="Keep a fleet of LLM agents inside every limit at once, and see why anything waits.",
+    version=__version__,
+    result_action="return_value",
+)
+app.command("interlock.cli.serve:serve", name="serve")
+app.command("interlock.cli.demo:demo", name="demo")
+app.command("interlock.cli.status:status", name="status")
+app.command("interlock.cli.mock_provider:mock_provider", name="mock-provider")
+
+config_app = App(name="config", help="Look at a configuration.")
+config_app.command("interlock.cli.config:check", name="check")
+app.command(config_app)
+
+
+def main() -> None:
+    """Run the command line. Errors are one line; exit 0 ok, 1 the thing failed, 2 usage."""
+    try:
+        code = app(exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        sys.exit(_complain(" ".join(str(error).split()), 2))
+    except ValidationError as error:
+        sys.exit(_complain(error.message, 2))
+    except InterlockError as error:
+        sys.exit(_complain(error.message, 1))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"interlock: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,5 @@
+"""``python -m interlock.cli`` is ``interlock``."""
+
+from interlock.cli import main
+
+main()

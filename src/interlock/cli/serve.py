@@ -1,0 +1,197 @@
+"""``interlock serve``: the server, from its configuration to its last answer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+from contextlib import AsyncExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import uvicorn
+from cyclopts import Parameter
+
+from interlock import __version__
+from interlock.app import Interlock, check_supported
+from interlock.config import Config, load_config
+from interlock.errors import InterlockError
+from interlock.http.app import create_app
+from interlock.http.gateway.call import GatewayProvider
+from interlock.http.gateway.proxy import Gateway
+from interlock.http.gateway.upstream import AiohttpUpstream
+from interlock.provider.signals import WORDINGS, Wording
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DRAIN_SECONDS = 30.0
+LAYERS = ("streams", "global")
+"""What a gateway call takes besides its provider."""
+
+
+def serve(
+    *,
+    config: Annotated[Path | None, Parameter(help="Default: interlock.toml here, if there is one.")] = None,
+    host: str | None = None,
+    port: int | None = None,
+) -> int:
+    """Run the gateway and the control plane.
+
+    Without any configuration: on 127.0.0.1:7411, with its state in interlock.db, for the providers whose keys
+    are in the environment. SIGTERM or Ctrl-C finishes the calls under way first; a second one stops at once.
+
+    Example: interlock serve --config interlock.toml
+    """
+    settings = load_config(config)
+    overrides = {"host": host, "port": port}
+    given = {name: value for name, value in overrides.items() if value is not None}
+    settings = msgspec.structs.replace(settings, server=msgspec.structs.replace(settings.server, **given))
+    check_supported(settings)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(run(settings))
+
+
+async def run(config: Config) -> int:
+    """Serve *config* until a signal has ended it; the exit code."""
+    listening = _bind(config)
+    async with AsyncExitStack() as stack:
+        stack.callback(listening.close)
+        fleet = await stack.enter_async_context(Interlock(config))
+        upstream = AiohttpUpstream()
+        stack.push_async_callback(upstream.aclose)
+        gateway = Gateway(
+            fleet.gate,
+            upstream,
+            {provider.id: provider for provider in _providers(config)},
+            also=LAYERS,
+            ping_after=config.gateway.ping_after,
+            timeout=config.gateway.timeout,
+            max_body=config.gateway.max_body,
+        )
+        server = _Server(create_app(fleet.gate, gateway, config.server))
+        stopping = _Stopping(server, gateway)
+        stopping.install()
+        serving = asyncio.create_task(server.serve(sockets=[listening]))
+        server.ready.add_done_callback(lambda _: _announce(config, listening.getsockname()[1]))
+        await serving
+        return stopping.code
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own ideas about signals, logs and headers."""
+
+    def __init__(self, app: object) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,  # type: ignore[arg-type]
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                access_log=False,
+                log_config=None,
+                server_header=False,
+                date_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=75,
+                backlog=2048,
+            )
+        )
+
+        self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.ready.set_result(None)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class _Stopping:
+    """First signal: take nothing new and let what runs finish. Second: stop at once."""
+
+    def __init__(self, server: uvicorn.Server, gateway: Gateway) -> None:
+        self._server = server
+        self._gateway = gateway
+        self._draining: asyncio.Task[None] | None = None
+        self.code = 0
+
+    def install(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled)
+
+    def _signalled(self) -> None:
+        if self._draining is None:
+            self._gateway.draining = True
+            self._draining = asyncio.get_running_loop().create_task(self._drain())
+            return
+        self.code = 1
+        self._stop_now()
+
+    async def _drain(self) -> None:
+        calls = set(self._gateway.calls)
+        if calls:
+            print(f"interlock: finishing {len(calls)} calls; again to stop at once", file=sys.stderr)
+            _, left = await asyncio.wait(calls, timeout=DRAIN_SECONDS)
+            self.code = 1 if left else self.code
+        self._stop_now()
+
+    def _stop_now(self) -> None:
+        for call in self._gateway.calls:
+            call.cancel()
+        self._server.should_exit = True
+        self._server.force_exit = bool(self._gateway.calls)
+
+
+def _providers(config: Config) -> Iterator[GatewayProvider]:
+    for provider in config.providers.values():
+        own = tuple(Wording(w.reason, code=w.code, text=w.text) for w in provider.wordings)
+        key = None if provider.api_key is None else provider.api_key.reveal()
+        yield GatewayProvider(provider.id, provider.base_url, key, own + WORDINGS)
+
+
+def _bind(config: Config) -> socket.socket:
+    host, port = config.server.host, config.server.port
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # The protocol is named so that asyncio, too, turns off the delay of small writes on what it accepts.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        listening.close()
+        raise InterlockError(
+            f"cannot listen on {host}:{port}: {error.strerror}; choose another with --port"
+        ) from None
+    listening.setblocking(False)
+    return listening
+
+
+def _announce(config: Config, port: int) -> None:
+    host = f"[{config.server.host}]" if ":" in config.server.host else config.server.host
+    base = f"http://{host}:{port}"
+    print(f"interlock {__version__} on {base}, state in {config.store}\n")
+    for provider in config.providers.values():
+        name = provider.id.upper().replace("-", "_")
+        print(f"  export {name}_BASE_URL={base}/gateway/{provider.id}")
+    print()
+    for provider in config.providers.values():
+        limit = "counted, unlimited" if provider.limit is None else f"at most {provider.limit} in flight"
+        key = "the caller's key" if provider.api_key is None else "its own key"
+        print(f"  {provider.id}: {provider.base_url}, {limit}, {key}")
+    sys.stdout.flush()
+
+
+def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop  # type: ignore[return-value]

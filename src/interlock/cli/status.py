@@ -1,0 +1,128 @@
+"""``interlock status``: every gate of a running server."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import Any
+
+import httpx2
+from rich.console import Console
+from rich.table import Table
+
+from interlock.cli.output import Json
+from interlock.config import load_config
+from interlock.errors import Unavailable
+
+
+async def status(*, url: str | None = None, as_json: Json = False) -> int:
+    """Show each gate: slots, cooling, queue, pause; and the fleet's other limits where anything happens.
+
+    Example: interlock status --url http://127.0.0.1:7411
+
+    Args:
+        url: the server (default: INTERLOCK_URL, else as the configuration here says).
+        as_json: print what the server answered.
+    """
+    url = url or default_url()
+    providers = (await fetch(url, "/concurrency/status"))["providers"]
+    limits = (await fetch(url, "/limits"))["limits"]
+    if as_json:
+        print(json.dumps({"providers": providers, "limits": limits}))
+        return 0
+    known = {f"provider:{one['providerId']}" for one in providers}
+    for limit in limits:
+        name = limit["name"]
+        if name.startswith("provider:") and name not in known:
+            providers.append(_unlimited(limit))
+    console = Console()
+    console.print(gates(providers))
+    busy = [one for one in limits if not one["name"].startswith("provider:") and _matters(one)]
+    if busy:
+        console.print()
+        console.print(others(busy))
+    return 0
+
+
+def default_url() -> str:
+    """Where the server of this directory's configuration listens."""
+    if url := os.environ.get("INTERLOCK_URL"):
+        return url.rstrip("/")
+    server = load_config().server
+    return f"http://{server.host}:{server.port}"
+
+
+async def fetch(url: str, path: str) -> dict[str, Any]:
+    """GET a JSON document of the control plane. `Unavailable` says what to do when it is not there."""
+    token = os.environ.get("INTERLOCK_TOKEN")
+    headers = {"authorization": f"Bearer {token}"} if token else {}
+    try:
+        async with httpx2.AsyncClient(trust_env=False, timeout=5.0) as client:
+            response = await client.get(url + path, headers=headers)
+            response.raise_for_status()
+            body: dict[str, Any] = response.json()
+            return body
+    except httpx2.HTTPStatusError as error:
+        status = error.response.status_code
+        hint = "; set INTERLOCK_TOKEN to the server's token" if status in (401, 403) else ""
+        raise Unavailable(f"{url} answered {status}{hint}") from None
+    except (httpx2.HTTPError, ValueError) as error:
+        raise Unavailable(f"no answer from {url} ({error}); is `interlock serve` running?") from None
+
+
+def gates(providers: list[dict[str, Any]]) -> Table:
+    """The provider gates as a table for people."""
+    shown = _table("provider", "in flight", "cooling", "queued", "upstream", "state")
+    for one in providers:
+        shown.add_row(
+            one["providerId"],
+            f"{one['inFlight']}/{one.get('limit', '∞')}",
+            str(one.get("cooling", 0)),
+            str(one["queued"]),
+            str(one.get("upstreamInFlight", "-")),
+            _state(one),
+        )
+    return shown
+
+
+def others(limits: list[dict[str, Any]]) -> Table:
+    """Further limits as a table for people."""
+    shown = _table("limit", "in use", "waiting")
+    for one in limits:
+        capacity = "∞" if one["capacity"] is None else one["capacity"]
+        shown.add_row(one["name"], f"{one['used']}/{capacity}", str(one["waiting"]))
+    return shown
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for column in columns:
+        words = column in ("provider", "limit", "state")
+        table.add_column(column, justify="left" if words else "right", overflow="fold")
+    return table
+
+
+def _unlimited(limit: dict[str, Any]) -> dict[str, Any]:
+    """A provider that has neither limit nor pause, as its gate would be shown."""
+    return {
+        "providerId": limit["name"].removeprefix("provider:"),
+        "inFlight": limit["used"],
+        "cooling": limit["cooling"],
+        "queued": limit["waiting"],
+        "paused": False,
+    }
+
+
+def _matters(limit: dict[str, Any]) -> bool:
+    return limit["capacity"] is not None or limit["used"] > 0
+
+
+def _state(one: dict[str, Any]) -> str:
+    notes = []
+    if one["paused"]:
+        left = max(0.0, one["pausedUntil"] / 1000 - time.time())
+        notes.append(f"paused for {left:.0f} s ({one.get('reason', 'by the operator')})")
+    if "notice" in one:
+        notes.append(one["notice"])
+    return "; ".join(notes) or "open"

@@ -1,0 +1,1 @@
+"""Who may run now, and why not: pure state machines, data in and data out."""

@@ -1,0 +1,1 @@
+"""The edge: requests are parsed, authorised and answered here."""

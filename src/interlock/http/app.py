@@ -1,0 +1,40 @@
+"""One ASGI application: the guard, then the gateway or the control plane."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from starlette.applications import Starlette
+
+from interlock.http.control import routes
+from interlock.http.guard import Guard
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from interlock.config import ServerConfig
+    from interlock.http.gateway.proxy import Gateway
+    from interlock.provider.gate import ProviderGate
+
+    App = Callable[[dict[str, Any], Any, Any], Awaitable[None]]
+
+
+def create_app(gate: ProviderGate, gateway: Gateway, server: ServerConfig) -> App:
+    """The server's application; it takes no part in uvicorn's lifespan: the fleet outlives it."""
+    logging.getLogger("uvicorn.error").addFilter(_not_torn)
+    control = Starlette(routes=routes(gate, ready=lambda: not gateway.draining))
+
+    async def route(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and scope["raw_path"].startswith(b"/gateway/"):
+            await gateway(scope, receive, send)
+        else:
+            await control(scope, receive, send)
+
+    any_host = server.host in ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
+    return Guard(route, hosts=(server.host, *server.allowed_hosts), token=server.token, any_host=any_host)
+
+
+def _not_torn(record: logging.LogRecord) -> bool:
+    """Cutting a client's connection after a torn answer is meant, not a failure to report."""
+    return not (record.exc_info and isinstance(record.exc_info[1], ConnectionResetError))

@@ -1,0 +1,1 @@
+"""The gateway: provider calls pass through, byte for byte, each on a permit."""

@@ -1,0 +1,354 @@
+"""The gateway: any client's calls, through the gates, to the provider, byte for byte.
+
+One call is one straight way: read it, wait for a permit over the provider and the governor's layers at
+once, send it, pass the answer on as it comes, give the permit back when the upstream body has ended. A 429
+or 529 before the first byte takes the way again, off the slot. Whoever leaves, at any point, is noticed by
+one watching task, which cancels the call: that closes the upstream connection and frees the slot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from interlock.errors import AcquireTimeout, Draining, InterlockError, LimitExceeded
+from interlock.http.gateway.call import Call, CallReader, GatewayProvider
+from interlock.http.gateway.conversation import Turns, TurnScanner
+from interlock.http.gateway.dialects import dialect_of
+from interlock.http.gateway.headers import (
+    RawHeaders,
+    concurrency_headers,
+    request_headers,
+    response_headers,
+)
+from interlock.http.gateway.reply import Reply
+from interlock.http.gateway.upstream import Upstream, UpstreamError, UpstreamResponse
+from interlock.provider.signals import classify
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from interlock.admission.permit import Permit
+    from interlock.core.model import Outcome
+    from interlock.http.gateway.call import Receive, Scope
+    from interlock.provider.gate import ProviderGate
+    from interlock.provider.signals import RateLimitSignal
+
+    Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+log = logging.getLogger(__name__)
+
+_WITHOUT_PERMIT = frozenset(("GET", "HEAD", "OPTIONS"))
+_RETRIED = frozenset((429, 529))
+_EXCERPT = 64 * 1024
+_OVERLOAD_PAUSE = 5.0
+"""Seconds to pause for an overload that names no time: it passes sooner than a rate window."""
+
+
+@dataclass(slots=True)
+class _Excerpt:
+    """An upstream's error answer, read so far as it may matter."""
+
+    status: int
+    headers: RawHeaders
+    body: bytes
+    signal: RateLimitSignal | None
+
+
+class Gateway:
+    """An ASGI application for ``/gateway/{provider}/{path}``; times in seconds, *max_body* in bytes."""
+
+    def __init__(
+        self,
+        gate: ProviderGate,
+        upstream: Upstream,
+        providers: Mapping[str, GatewayProvider],
+        *,
+        also: tuple[str, ...] = (),
+        ping_after: float = 15.0,
+        timeout: float = 300.0,
+        max_body: int = 32 << 20,
+    ) -> None:
+        self._gate = gate
+        self._upstream = upstream
+        self._also = also
+        self._ping_after = ping_after
+        self._now = gate.clock.now
+        self._turns = Turns()
+        self._reader = CallReader(providers, self._turns, self._now, timeout=timeout, max_body=max_body)
+        self.calls: set[asyncio.Task[Any]] = set()
+        """The calls under way."""
+        self.draining = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = {
+            name.lower().decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
+        }
+        below = "/" + scope["path"].partition("/gateway/")[2].partition("/")[2]
+        reply = Reply(send, dialect_of(below, headers), ping_after=self._ping_after)
+        task = asyncio.current_task()
+        assert task is not None
+        self.calls.add(task)
+        try:
+            if self.draining:
+                await self._refuse(reply, Draining("the gateway is draining; come back in a moment"), scope)
+                return
+            call = await self._reader.read(scope, headers, below, receive, reply)
+            if call is not None:
+                await self._until_disconnect(call, receive, task)
+        except InterlockError as error:
+            await self._refuse(reply, error, scope)
+        except ConnectionResetError as torn:
+            log.warning("an answer was cut off: %s", torn)
+            raise  # the server cuts the client's connection as well
+        except Exception:
+            if reply.started and not reply.pinged:
+                raise
+            log.exception("a gateway call failed")
+            await reply.stop_pings()
+            await reply.refuse(500, "internal_error", "the gateway failed; its log says why")
+        finally:
+            reply.cancel_pings()
+            self.calls.discard(task)
+
+    # -- the way
+
+    async def _until_disconnect(self, call: Call, receive: Receive, task: asyncio.Task[Any]) -> None:
+        left = False
+
+        async def watch() -> None:
+            nonlocal left
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            left = True
+            task.cancel()
+
+        watching = asyncio.get_running_loop().create_task(watch())
+        try:
+            if call.method in _WITHOUT_PERMIT:
+                await self._pass_without_permit(call)
+            else:
+                await self._pass(call)
+        except asyncio.CancelledError:
+            if not left or task.uncancel() > 0:
+                # Cancelled by the server, which stops at once, and not by the client's leaving.
+                if call.reply.started:
+                    raise ConnectionResetError("the server stops") from None
+                raise Draining("the server stops; come back in a moment") from None
+        finally:
+            watching.cancel()
+
+    async def _pass(self, call: Call) -> None:
+        """Through the gates and on; again, off the slot, while the provider says "too much"."""
+        last: _Excerpt | None = None
+        for attempt in itertools.count():
+            try:
+                if attempt:
+                    await self._back_off(call, attempt)
+                permit = await self._admitted(call)
+            except (AcquireTimeout, LimitExceeded):
+                if last is None:
+                    raise
+                await self._pass_excerpt(call, last)
+                return
+            finally:
+                if call.reply.pinged is False:
+                    await call.reply.stop_pings()
+            last = await self._attempt(call, permit, attempt)
+            if last is None:
+                return
+
+    async def _back_off(self, call: Call, attempt: int) -> None:
+        """Ask less and less often, also where the provider says "at once"; nothing is held meanwhile."""
+        if call.facts.streaming:
+            call.reply.ping_later(self._now() - call.arrived)
+        began = self._now()
+        paused_until = self._gate.reading(call.provider.id).paused_until or 0.0
+        try:
+            await asyncio.sleep(max(0.0, _delay(attempt) - max(0.0, paused_until - began)))
+        finally:
+            call.waited += self._now() - began
+
+    async def _admitted(self, call: Call) -> Permit:
+        asked = self._now()
+        timeout = max(0.0, call.deadline - asked)
+        try:
+            return await self._gate.acquire(
+                call.provider.id,
+                call.conversation,
+                prompt_started_at=call.since,
+                priority=call.priority,
+                timeout=timeout,
+                also=self._also,
+                on_queued=(
+                    (lambda: call.reply.ping_later(asked - call.arrived)) if call.facts.streaming else None
+                ),
+            )
+        finally:
+            call.waited += self._now() - asked
+
+    async def _attempt(self, call: Call, permit: Permit, attempt: int) -> _Excerpt | None:
+        """One try under *permit*. None: the call is over; else the provider refused for now."""
+        outcome: Outcome = "failed"
+        response: UpstreamResponse | None = None
+        try:
+            response = await self._send(call)
+            if response.status < 400:
+                outcome = await self._stream(call, response, permit)
+            else:
+                excerpt = await self._excerpt(call, response)
+                if excerpt.signal is not None:
+                    self._report(call, permit, excerpt.signal)
+                if excerpt.signal is not None and self._again(call, excerpt, attempt):
+                    return excerpt
+                outcome = "success" if response.status < 500 and excerpt.signal is None else "failed"
+                await self._pass_excerpt(call, excerpt, response)
+        except UpstreamError as error:
+            await self._upstream_failed(call, error)
+        except asyncio.CancelledError:
+            outcome = "cancelled"
+            raise
+        finally:
+            # Closed before it is released: the provider sees the end no later than the next one's start.
+            if response is not None:
+                response.close()
+            permit.release(outcome)
+        return None
+
+    async def _pass_without_permit(self, call: Call) -> None:
+        response: UpstreamResponse | None = None
+        try:
+            response = await self._send(call)
+            await self._stream(call, response, None)
+        except UpstreamError as error:
+            await self._upstream_failed(call, error)
+        finally:
+            if response is not None:
+                response.close()
+
+    async def _send(self, call: Call) -> UpstreamResponse:
+        headers = request_headers(call.raw_headers, api_key=call.provider.api_key, dialect=call.reply.dialect)
+        if call.reply.pinged:
+            # The header of the answer is out: what comes must be readable as it is.
+            headers = [(name, value) for name, value in headers if name.lower() != "accept-encoding"]
+            headers.append(("accept-encoding", "identity"))
+        # A plain answer comes all at once: its first byte may take as long as its caller waits.
+        patience = None if call.facts.streaming else max(120.0, call.deadline - self._now())
+        body = call.body if call.body or call.method not in _WITHOUT_PERMIT else None
+        try:
+            return await self._upstream.send(call.method, call.url, headers, body, timeout=patience)
+        finally:
+            await call.reply.stop_pings()
+
+    async def _stream(self, call: Call, response: UpstreamResponse, permit: Permit | None) -> Outcome:
+        """Pass the answer on as it comes; how it ended."""
+        reply = call.reply
+        fields = {name.lower(): value for name, value in response.headers}
+        encoding = fields.get(b"content-encoding", b"").decode("latin-1")
+        scanner = TurnScanner(encoding)
+        events = fields.get(b"content-type", b"").startswith(b"text/event-stream") and not encoding
+        if reply.pinged and not events:
+            excerpt = await self._excerpt(call, response)
+            await reply.whole(502, excerpt.headers, excerpt.body)
+            return "failed"
+        if not reply.started:
+            await reply.start(response.status, self._headers(call, response_headers(response.headers)))
+        if permit is not None:
+            # A client that reads slowly does not keep what the provider is done with.
+            response.when_ended(permit.release)
+        try:
+            async for chunk in response.chunks():
+                if permit is not None:
+                    permit.touch()
+                scanner.feed(chunk)
+                await reply.chunk(chunk)
+        except UpstreamError as error:
+            if not events:
+                # The client must not take a torn answer for a whole one: its connection is cut as well.
+                raise ConnectionResetError(error.message) from None
+            await reply.break_off(error.status, f"upstream_{error.kind}", error.message)
+            return "failed"
+        if permit is not None and call.conversation is not None:
+            self._turns.observe(call.conversation, scanner.ended, scanner.response_id, self._now())
+        await reply.end()
+        return "success"
+
+    async def _upstream_failed(self, call: Call, error: UpstreamError) -> None:
+        if call.reply.started and not call.reply.pinged:
+            raise ConnectionResetError(error.message)
+        await call.reply.refuse(error.status, f"upstream_{error.kind}", error.message)
+
+    # -- "too much"
+
+    async def _excerpt(self, call: Call, response: UpstreamResponse) -> _Excerpt:
+        body = bytearray()
+        async for chunk in response.chunks():
+            body += chunk
+            if len(body) > _EXCERPT:
+                break
+        text = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in response.headers]
+        signal = classify(
+            response.status,
+            text,
+            bytes(body),
+            provider=call.provider.id,
+            wordings=call.provider.wordings,
+            now=self._now(),
+        )
+        return _Excerpt(response.status, response.headers, bytes(body), signal)
+
+    def _report(self, call: Call, permit: Permit, signal: RateLimitSignal) -> None:
+        pause = signal.retry_after
+        if pause is None and signal.reason == "overload":
+            pause = _OVERLOAD_PAUSE
+        log.info("%s said too much (%s): %s", call.provider.id, signal.reason, signal.message)
+        self._gate.report_rate_limit(call.provider.id, pause, permit=permit, reason=signal.reason)
+
+    def _again(self, call: Call, excerpt: _Excerpt, attempt: int) -> bool:
+        """Whether asking again can help before the caller's deadline."""
+        assert excerpt.signal is not None
+        if excerpt.status not in _RETRIED or excerpt.signal.reason == "quota":
+            return False
+        paused_until = self._gate.reading(call.provider.id).paused_until or 0.0
+        return max(self._now() + _delay(attempt + 1), paused_until) < call.deadline
+
+    async def _pass_excerpt(
+        self, call: Call, excerpt: _Excerpt, response: UpstreamResponse | None = None
+    ) -> None:
+        """The upstream's own error, unchanged; the rest of a long one follows as it comes."""
+        headers = self._headers(call, response_headers(excerpt.headers))
+        if response is None or len(excerpt.body) <= _EXCERPT or call.reply.pinged:
+            await call.reply.whole(excerpt.status, headers, excerpt.body)
+            return
+        await call.reply.start(excerpt.status, headers)
+        await call.reply.chunk(excerpt.body)
+        async for chunk in response.chunks():
+            await call.reply.chunk(chunk)
+        await call.reply.end()
+
+    # -- words
+
+    def _headers(self, call: Call, headers: RawHeaders) -> RawHeaders:
+        reading = self._gate.reading(call.provider.id)
+        paused_for = None if reading.paused_until is None else reading.paused_until - self._now()
+        own = concurrency_headers(reading.capacity, reading.used, paused_for, round(call.waited * 1000))
+        return headers + own
+
+    async def _refuse(self, reply: Reply, error: InterlockError, scope: Scope) -> None:
+        await reply.stop_pings()
+        retry_after = None
+        if error.retryable:
+            retry_after = random.uniform(0.8, 1.2)  # noqa: S311 - only to keep the refused apart
+            if (provider := self._reader.addressed(scope)) is not None:
+                paused_until = self._gate.reading(provider.id).paused_until or 0.0
+                retry_after = max(retry_after, paused_until - self._now())
+        await reply.refuse(error.status, error.code, error.message, retry_after=retry_after)
+
+
+def _delay(attempt: int) -> float:
+    """Seconds before the attempt of this number, the first being 0."""
+    return float(min(8.0, 0.01 * 2**attempt))

@@ -1,0 +1,1 @@
+"""One upstream: its limit, its signals, its usage."""
