@@ -69,6 +69,10 @@ class Pair:
             self.reference.admit(name, count, now, fresh_until_ms)
 
     def _acquire(self, now: int, pick: int, *, names: tuple[str, ...], nested: bool, **rest: Any) -> None:
+        keyed = [mine for mine, _ in self.permits if mine.key is not None]
+        if pick % 16 == 0 and keyed:  # somebody comes again, as one that lost the answer does
+            known = keyed[pick // 16 % len(keyed)]
+            names, rest = known.claims.names, rest | {"key": known.key, "owner": known.owner}
         try:
             claims = self.kernel.claims(names)
         except KeyError:
@@ -98,6 +102,59 @@ class Pair:
         else:
             assert ("refused", got.reason) == expected
             self.reached[f"refused {got.reason}"] += 1
+
+    def _lend(self, now: int, pick: int) -> None:
+        among = [*self.permits, *self.ended[-1:]]
+        if among:
+            mine, theirs = among[pick % len(among)]
+            got = self.kernel.lend(mine, now)
+            assert self.reference.lend(theirs, now) == got
+            self.reached[f"lend {got}"] += 1
+
+    def _reclaim(self, now: int, pick: int, *, deadline_ms: int | None) -> None:
+        among = [pair for pair in self.permits if pair[0].lent] or self.permits
+        if not among:
+            return
+        mine, theirs = among[pick % len(among)]
+        try:
+            claims = self.kernel.claims(mine.claims.names)
+        except KeyError:
+            return
+        got = self.kernel.reclaim(mine, claims, now, deadline_ms)
+        expected = self.reference.reclaim(theirs, now, deadline_ms)
+        if isinstance(got, Permit):
+            assert expected is theirs
+            self.reached["reclaimed"] += 1
+        elif isinstance(got, Waiter):
+            assert isinstance(expected, Wait), (got, expected)
+            self.waiters.append((got, expected))
+            self.reached["wait to reclaim"] += 1
+        else:
+            assert ("refused", got.reason) == expected
+            self.reached[f"reclaim refused {got.reason}"] += 1
+
+    def _adopt(
+        self, now: int, pick: int, *, names: Any, key: str, ahead: int, nested: bool, **rest: Any
+    ) -> None:
+        if not all(map(self._known, names)):
+            return
+        parents = self.permits[-3:] if nested else []
+        mine, theirs = parents[pick % len(parents)] if parents else (None, None)
+        held = self.kernel.permits.get(key)
+        fence = held.fence if held is not None and ahead else self.kernel.fence + 1 + ahead
+        claims, owner, lease = self.kernel.claims(names), rest["owner"], rest["lease_ms"]
+        got = self.kernel.adopt(claims, now, key, fence, owner, mine, lease)
+        expected = self.reference.adopt(
+            names, now, key=key, fence=fence, owner=owner, parent=theirs, lease=lease
+        )
+        if isinstance(got, Refused):
+            assert ("refused", got.reason) == expected
+            self.reached["adoption refused"] += 1
+        else:
+            assert got.fence == expected.fence == fence
+            if (got, expected) not in self.permits:
+                self.permits.append((got, expected))
+            self.reached["adopted"] += 1
 
     def _release(self, now: int, pick: int, *, outcome: int, again: bool) -> None:
         among = self.ended if again else self.permits
@@ -149,7 +206,8 @@ class Pair:
         for waiter, wait in self.waiters:
             if waiter.permit is not None:
                 perm = self.reference.by_fence[waiter.permit.fence]
-                self.permits.append((waiter.permit, perm))
+                if waiter.reclaims is None:
+                    self.permits.append((waiter.permit, perm))
             elif waiter.waiting and waiter.charged.lanes[waiter.priority].head is waiter:
                 assert waiter.passed == wait.passed, "patience differs"
                 self.reached["impatient"] += waiter.passed == 16
@@ -208,6 +266,17 @@ EVERYTHING = {
     "refused would_block",
     "refused queue_full",
     "refused parent_released",
+    "refused lent",
+    "refused deadlock",
+    "lend None",
+    "lend ended",
+    "lend lent",
+    "lend family",
+    "reclaimed",
+    "wait to reclaim",
+    "reclaim refused conflict",
+    "adopted",
+    "adoption refused",
     "unknown limit",
     "release True",
     "release False",
@@ -222,9 +291,8 @@ EVERYTHING = {
     "effect revoked",
     "effect timed_out",
     "effect dropped",
+    "effect deadlock",
     "effect gate recycled=True",
     "effect gate recycled=False",
 }
 """Every answer, refusal and effect; a hunt that missed one has not hunted."""
-
-assert Refused  # re-exported for readers: the refusals above are its reasons

@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from interlock.core.model import PATIENCE
+from interlock.core.model import PATIENCE, UNLIMITED
 
 
 @dataclass(eq=False)
@@ -48,8 +48,10 @@ class Perm:
     owner: str | None
     parent: Perm | None
     fence: int
+    rank: tuple[int, int, int]
     lease: tuple[int, int] | None = None
     live: bool = True
+    lent: bool = False
 
 
 @dataclass(eq=False)
@@ -63,6 +65,20 @@ class Wait:
     lease_ms: int | None
     deadline: tuple[int, int] | None = None
     passed: int = 0
+    reclaims: Perm | None = None
+
+    @property
+    def below(self) -> Perm | None:
+        return self.parent if self.reclaims is None else self.reclaims.parent
+
+    @property
+    def held_up(self) -> list[Perm]:
+        """The permits whose holders go on only after this one."""
+        above, permit = [], self.below
+        while permit is not None and permit.live:
+            above.append(permit)
+            permit = permit.parent
+        return above
 
     @property
     def lane(self) -> Any:
@@ -137,8 +153,16 @@ class Reference:
         while (w := next((w for w in self.heads() if self.fits(w.charged, w.rank)), None)) is not None:
             self.pass_by(w.charged, w.rank)
             self.waiters.remove(w)
-            permit = self.grant(w.key, w.names, w.charged, w.owner, w.parent, w.lease_ms)
+            if w.reclaims is None:
+                permit = self.grant(w.key, w.names, w.charged, w.owner, w.parent, w.rank, w.lease_ms)
+            else:
+                permit = self.retake(w.reclaims, w.charged)
             self.effects.append(("granted", w.rank, permit.fence))
+        if circle := self.circle():
+            victim = max((w for w in circle if w.held_up), key=lambda w: w.rank)
+            self.end_wait(victim, "deadlock")
+            self.walk()
+            return
         for limit, recycled in self.asking.items():
             shut = limit.gated and limit.credits <= 0 and limit.pause is None
             if shut and self.waiting_at(limit) and limit.capacity - self.used(limit) > 0:
@@ -152,9 +176,59 @@ class Reference:
             if head.rank < rank and shares and not self.aside(head) and head.passed < PATIENCE:
                 head.passed += 1
 
-    def grant(self, key: Any, names: Any, charged: Any, owner: Any, parent: Any, lease: Any) -> Perm:
+    # circles
+
+    def circle(self) -> list[Wait]:
+        """From the oldest who waits in vain, on to the oldest of those who keep what it lacks, and so on."""
+        vain = [w for w in self.waiters if w.below or self.may_reserve(w)]
+        while (still := [w for w in vain if self.lacking(w, vain)]) != vain:
+            vain = still
+        way: list[Wait] = []
+        w = min(vain, key=lambda w: w.rank, default=None)
+        while w is not None and w not in way:
+            way.append(w)
+            limit = self.lacking(w, vain)[0]
+            w = min(self.keepers(w, limit, vain), key=lambda w: w.rank)
+        return way[way.index(w) :] if w is not None else []
+
+    def may_reserve(self, e: Wait) -> bool:
+        weighty = any(n > 1 for _, n in e.charged)
+        return e in self.heads() and not self.aside(e) and (weighty or e.passed >= PATIENCE)
+
+    def lacking(self, w: Wait, vain: list[Wait]) -> list[Lim]:
+        """Limits of which *w* will never have enough if nobody in *vain* goes on."""
+        lacking = []
+        for limit, n in w.charged:
+            older = (e for e in vain if e.rank < w.rank)
+            kept = self.kept(limit, vain) + sum(self.keeps_for(e, limit, vain) for e in older)
+            if n <= limit.capacity and limit.capacity - kept < n:
+                lacking.append(limit)
+        return lacking
+
+    def kept(self, limit: Lim, vain: list[Wait]) -> int:
+        held_up = [permit for w in vain for permit in w.held_up]
+        return sum(
+            c.weight for c in self.charges if c.limit is limit and any(p in held_up for p in c.members)
+        )
+
+    def keeps_for(self, e: Wait, limit: Lim, vain: list[Wait]) -> int:
+        """What *e* has reserved of *limit* for as long as it waits."""
+        if not self.may_reserve(e):
+            return 0
+        n = dict(e.charged).get(limit, 0)
+        lacks = n > 1 and n <= limit.capacity and limit.capacity - self.kept(limit, vain) < n
+        return n if lacks or e.passed >= PATIENCE else 0
+
+    def keepers(self, w: Wait, limit: Lim, vain: list[Wait]) -> list[Wait]:
+        holding = [p for c in self.charges if c.limit is limit for p in c.members]
+        below = [v for v in vain if any(p in holding for p in v.held_up)]
+        return below + [e for e in vain if e.rank < w.rank and self.keeps_for(e, limit, vain)]
+
+    def grant(
+        self, key: Any, names: Any, charged: Any, owner: Any, parent: Any, rank: Any, lease: Any
+    ) -> Perm:
         self.fence += 1
-        permit = Perm(key, names, owner, parent, self.fence)
+        permit = Perm(key, names, owner, parent, self.fence, rank)
         own = {limit for limit, _ in charged}
         for limit, n in charged:
             self.charges.append(Charge(limit, n, [permit]))
@@ -247,11 +321,12 @@ class Reference:
             live: list[Perm | Wait] = [*self.permits, *self.waiters]
             for known in live:
                 if known.key == key:
-                    same = known.names == names and known.owner == owner
-                    return known if same else ("refused", "conflict")
+                    if known.names != names or known.owner != owner:
+                        return ("refused", "conflict")
+                    return ("refused", "lent") if isinstance(known, Perm) and known.lent else known
         if parent is not None and not parent.live:
             return ("refused", "parent_released")
-        covered = parent.names if parent is not None else ()
+        covered = parent.names if parent is not None and not parent.lent else ()
         units = Counter(name for name in names if name not in covered)
         charged = tuple((self.limits[name], units[name]) for name in sorted(units))
         plain = all(
@@ -261,14 +336,15 @@ class Reference:
             and limit.capacity - self.used(limit) >= n
             for limit, n in charged
         )
+        since = now if since is None else min(since, now)
         if parent is None and plain:
-            return self.grant(key, names, charged, owner, parent, lease)
+            rank = (priority, since, self.fence + 1 - UNLIMITED)
+            return self.grant(key, names, charged, owner, parent, rank, lease)
         self.arrivals += 1
-        rank = (priority, now if since is None else min(since, now), self.arrivals)
-        behind = any(w.lane == (charged, priority) and w.rank < rank for w in self.waiters)
-        if not behind and self.fits(charged, rank, newcomer=True):
+        rank = (priority, since, self.arrivals)
+        if self.may_walk_in(charged, rank):
             self.pass_by(charged, rank)
-            permit = self.grant(key, names, charged, owner, parent, lease)
+            permit = self.grant(key, names, charged, owner, parent, rank, lease)
             self.walk()
             return permit
         if not wait:
@@ -283,7 +359,95 @@ class Reference:
             if limit.gated:
                 self.asking.setdefault(limit, False)
         self.walk()
+        return self.answer(w)
+
+    def may_walk_in(self, charged: Any, rank: tuple[int, int, int]) -> bool:
+        behind = any(w.lane == (charged, rank[0]) and w.rank < rank for w in self.waiters)
+        return not behind and self.fits(charged, rank, newcomer=True)
+
+    def answer(self, w: Wait) -> Any:
+        """*w*, unless it closed a circle as the youngest: its request is refused, nothing else is said."""
+        said = ("ended", "deadlock", w.rank)
+        if said in self.effects:
+            self.effects.remove(said)
+            return ("refused", "deadlock")
         return w
+
+    def adopt(
+        self, names: Any, now: int, *, key: str, fence: int, owner: Any, parent: Any, lease: Any
+    ) -> Any:
+        self.now = now
+        names = tuple(sorted(names))
+        known = next((one for one in [*self.permits, *self.waiters] if one.key == key), None)
+        if known is not None:
+            same = known.names == names and known.owner == owner
+            held = isinstance(known, Perm) and known.fence == fence and not known.lent
+            return known if same and held else ("refused", "conflict")
+        parent = parent if parent is not None and parent.live else None
+        covered = parent.names if parent is not None and not parent.lent else ()
+        units = Counter(name for name in names if name not in covered)
+        charged = tuple((self.limits[name], units[name]) for name in sorted(units))
+        rank = (0, now, fence - UNLIMITED)
+        permit = self.grant(key, names, charged, owner, parent, rank, lease)
+        del self.by_fence[permit.fence]
+        self.fence = max(self.fence - 1, fence)
+        permit.fence = fence
+        self.by_fence[fence] = permit
+        self.walk()
+        return permit
+
+    def lend(self, permit: Perm, now: int) -> str | None:
+        self.now = now
+        if not permit.live:
+            return "ended"
+        if permit.lent:
+            return "lent"
+        mine = [c for c in self.charges if permit in c.members]
+        whole = sorted((c.limit.name, c.weight) for c in mine) == sorted(Counter(permit.names).items())
+        if (
+            not whole
+            or any(len(c.members) > 1 for c in mine)
+            or any(w.parent is permit for w in self.waiters)
+        ):
+            return "family"
+        self.put_back(permit, 0)
+        permit.lent = True
+        self.walk()
+        self.forget()
+        return None
+
+    def reclaim(self, permit: Perm, now: int, deadline: int | None) -> Any:
+        self.now = now
+        if not permit.live or any(w.reclaims is permit for w in self.waiters):
+            return ("refused", "conflict")
+        if not permit.lent:
+            return permit
+        charged = tuple((self.limits[name], n) for name, n in sorted(Counter(permit.names).items()))
+        if self.may_walk_in(charged, permit.rank):
+            self.pass_by(charged, permit.rank)
+            self.retake(permit, charged)
+            self.walk()
+            return permit
+        w = Wait(None, permit.names, charged, permit.owner, None, permit.rank, None)
+        w.reclaims = permit
+        if deadline is not None:
+            w.deadline = (deadline, self.arm())
+        self.waiters.append(w)
+        for limit, _ in charged:
+            if limit.gated:
+                self.asking.setdefault(limit, False)
+        self.walk()
+        return self.answer(w)
+
+    def retake(self, permit: Perm, charged: Any) -> Perm:
+        self.fence += 1
+        permit.fence, permit.lent = self.fence, False
+        self.by_fence[permit.fence] = permit
+        for limit, n in charged:
+            self.charges.append(Charge(limit, n, [permit]))
+            if limit.gated:
+                limit.credits = max(0, limit.credits - n)
+        return permit
 
     def release(self, permit: Perm, now: int, outcome: int) -> bool:
         self.now = now
@@ -304,11 +468,12 @@ class Reference:
 
     def release_owner(self, owner: str, now: int) -> int:
         self.now = now
+        permits = [p for p in self.permits if p.owner == owner]
         for w in sorted((w for w in self.waiters if w.owner == owner), key=lambda w: w.rank):
             self.end_wait(w, "revoked")
-        permits = [p for p in self.permits if p.owner == owner]
         for p in sorted(permits, key=lambda p: p.fence):
-            self.end(p, 0)
+            if p.live:
+                self.end(p, 0)
         self.walk()
         return len(permits)
 
@@ -322,7 +487,7 @@ class Reference:
         self.now = now
         if w not in self.waiters:
             return False
-        self.waiters.remove(w)
+        self.stop_waiting(w)
         self.walk()
         return True
 
@@ -369,6 +534,16 @@ class Reference:
     def end(self, permit: Perm, outcome: int) -> None:
         permit.live = False
         self.permits.remove(permit)
+        if not permit.lent:
+            self.put_back(permit, outcome)
+        for w in [w for w in self.waiters if w.reclaims is permit]:
+            self.end_wait(w, "dropped")
+        nested = [w for w in self.waiters if w.parent is permit]
+        for w in sorted(nested, key=lambda w: w.rank):
+            self.end_wait(w, "dropped")
+        self.forget()
+
+    def put_back(self, permit: Perm, outcome: int) -> None:
         for name in sorted(set(permit.names)):
             charge = self.charge_of(permit, name)
             charge.members.remove(permit)
@@ -381,14 +556,15 @@ class Reference:
                 self.holds.append(hold)
             else:
                 self.recycled(charge.limit)
-        nested = [w for w in self.waiters if w.parent is permit]
-        for w in sorted(nested, key=lambda w: w.rank):
-            self.end_wait(w, "dropped")
-        self.forget()
 
     def end_wait(self, w: Wait, reason: str) -> None:
-        self.waiters.remove(w)
         self.effects.append(("ended", reason, w.rank))
+        self.stop_waiting(w)
+
+    def stop_waiting(self, w: Wait) -> None:
+        self.waiters.remove(w)
+        if w.reclaims is not None and w.reclaims.live:
+            self.end(w.reclaims, 0)
 
     def recycled(self, limit: Lim) -> None:
         if limit.gated:

@@ -1,10 +1,11 @@
 """The kernel held against the plain walk of its rules: the same operations, the same answers and state.
 
-Four kinds of walk. The *open* one does everything that can be done. In the *crowded* one nothing empties
+Five kinds of walk. The *open* one does everything that can be done. In the *crowded* one nothing empties
 the lines, so that patience runs out all the time, which it hardly ever does in the open one, and keyed
 requests come twice, as from a client that lost the answer. The *short* one takes the short way in and out
-wherever there is one. The *flood* makes lines so long that the dead are cleared out of them. `SideBySide`
-makes up its own operations: it finds less, but what it finds it shrinks to a few lines.
+wherever there is one. In the *nested* one families wait for each other. The *flood* makes lines so long
+that the dead are cleared out of them. `SideBySide` makes up its own operations: it finds less, but what it
+finds it shrinks to a few lines.
 """
 
 from __future__ import annotations
@@ -48,6 +49,17 @@ def crowded_steps(seed: int | str, count: int) -> Iterator[Step]:
             step = step._replace(arguments=step.arguments | PLAIN | {"priority": priority})
             if step.arguments["key"] is not None:
                 yield step
+        yield step
+
+
+def nested_steps(seed: int | str, count: int) -> Iterator[Step]:
+    """`crowded_steps` in families: most ask below a permit, and nobody leaves before he must."""
+    for step in crowded_steps(seed, count):
+        if step.operation == "adopt" or (step.operation == "release" and step.pick % 3 == 0):
+            continue
+        if step.operation == "acquire":
+            nested = {"nested": step.pick % 5 > 0, "wait": True, "key": None}
+            step = step._replace(arguments=step.arguments | nested)
         yield step
 
 
@@ -102,6 +114,7 @@ WALKS: dict[str, tuple[Callable[..., Iterator[Step]], type[Pair]]] = {
     "open": (random_steps, Pair),
     "crowded": (crowded_steps, Pair),
     "short": (random_steps, ShortWay),
+    "nested": (nested_steps, Pair),
     "flood": (flood_steps, Pair),
 }
 REACHED = EVERYTHING | {"taken", "given back"}
@@ -139,6 +152,7 @@ def test_the_kernel_agrees_with_the_plain_walk(part: int) -> None:
     worlds = [("open", seed, 800 if seed % 10 == 0 else 100) for seed in seeds]
     worlds += [("crowded", seed, 400) for seed in seeds[:16]]
     worlds += [("short", seed, 200) for seed in seeds[:20]]
+    worlds += [("nested", seed, 300) for seed in seeds[:20]]
     worlds += [("flood", seed, 440) for seed in seeds[:2]]
     walked, reached = hunt_all(worlds)
     assert walked >= 20_000
@@ -154,6 +168,7 @@ def test_the_kernel_agrees_with_the_plain_walk_for_long(part: int) -> None:
     worlds += [("open", seed, 4_000) for seed in range(first, first + 12)]
     worlds += [("crowded", seed, 400) for seed in range(first, first + 120)]
     worlds += [("short", seed, 500) for seed in range(first, first + 60)]
+    worlds += [("nested", seed, 500) for seed in range(first, first + 60)]
     worlds += [("flood", seed, 1_000) for seed in range(first, first + 3)]
     walked, reached = hunt_all(worlds)
     assert walked >= 125_000

@@ -42,6 +42,11 @@ class Granter:
         self._roomier: set[Limit] = set()
         self._unplaced: list[tuple[Rank, Lane]] = []
         self._passings = 0
+        self.reserved: set[Limit] = set()
+        """Limits with `Limit.reservers`."""
+        self.keeps_more = False
+        """Set when somebody keeps others from more than before, so that a circle may have closed; whoever
+        looks for circles clears it."""
 
     @property
     def pending(self) -> bool:
@@ -224,7 +229,7 @@ class Granter:
             for limit, weight in lane.claims.limits:
                 limit.line.discard(lane)
                 if weight == 1:
-                    insort(limit.reservers, (head.rank, weight, lane))
+                    self._reserve(limit, weight, lane)
 
     # -- filing
 
@@ -251,7 +256,13 @@ class Granter:
             if patient:
                 limit.line.add(head.rank, lane)
             if weight > 1 or not patient:
-                insort(limit.reservers, (head.rank, weight, lane))
+                self._reserve(limit, weight, lane)
+
+    def _reserve(self, limit: Limit, weight: int, lane: Lane) -> None:
+        assert lane.head is not None
+        insort(limit.reservers, (lane.head.rank, weight, lane))
+        self.reserved.add(limit)
+        self.keeps_more = True
 
     def _stand_aside(self, lane: Lane, limit: Limit) -> None:
         lane.aside_at = limit
@@ -276,6 +287,8 @@ class Granter:
                 limit.line.discard(lane)
             if weight > 1 or not patient:
                 _remove(limit.reservers, head.rank)
+                if not limit.reservers:
+                    self.reserved.discard(limit)
                 if not granted:
                     self.roomier(limit)
 

@@ -12,17 +12,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from interlock.core.granter import Granter
-from interlock.core.ledger import Ledger, by_fence
+from interlock.core.ledger import by_fence
 from interlock.core.model import (
     NO_COOLDOWN,
     UNLIMITED,
     Claims,
     Cooldown,
-    Effect,
     Ended,
-    GateWaiting,
-    Granted,
     Hold,
     Limit,
     Outcome,
@@ -31,19 +27,12 @@ from interlock.core.model import (
     Refused,
     Waiter,
 )
+from interlock.core.queue import Queue, by_rank
 from interlock.core.timers import Kind, Timer
 
 
-class Kernel(Ledger):
-    """The ledger of who holds what, with everyone who waits and the operations on both."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.waiters: dict[str, Waiter] = {}
-        self.outbox: list[Effect] = []
-        self.arrivals = 0
-        self._granter = Granter(self._grant_waiting)
-        self._gates: dict[Limit, bool] = {}
+class Kernel(Queue):
+    """Every operation on who holds what and who waits."""
 
     # -- limits
 
@@ -71,6 +60,7 @@ class Kernel(Ledger):
         limit.gated = gated
         self._granter.reopen(limit)
         self._granter.reconsider(limit)
+        self._granter.keeps_more = True
         self._roomier(limit)
         self._settle(now_ms)
         return limit
@@ -80,7 +70,7 @@ class Kernel(Ledger):
         back, also if the limit is made again before that."""
         limit = self.limit(name)
         limit.removed = True
-        for waiter in sorted(limit.waiters, key=_by_rank):
+        for waiter in sorted(limit.waiters, key=by_rank):
             self._end_wait(waiter, "dropped")
         self._forget_reading(limit)
         limit.gated = False
@@ -152,29 +142,28 @@ class Kernel(Ledger):
             known = self.permits.get(key) or self.waiters.get(key)
             if known is not None:
                 return self._known(known, claims, owner)
+        since_ms = now_ms if since_ms is None else min(since_ms, now_ms)
         if parent is None:
             for limit, weight in claims.limits:
                 if limit.used + weight > limit.open_capacity:
                     break
             else:
-                return self.grant(key, claims, claims, owner, None, now_ms, lease_ms)
+                permit = self.grant(key, claims, claims, owner, None, now_ms, lease_ms)
+                if priority or since_ms != now_ms:
+                    permit.asked = (priority, since_ms, permit.fence - UNLIMITED)
+                return permit
             charged = claims
         elif parent.ended is not None:
             return Refused("parent_released")
         else:
             charged = self.uncovered(claims, parent)
-        since_ms = now_ms if since_ms is None else min(since_ms, now_ms)
         self.arrivals += 1
         rank = (priority, since_ms, self.arrivals)
-        lane = charged.lanes.get(priority)
-        if lane is not None and lane.head is not None and lane.head.rank < rank:
-            # Others with the same claims go first: what keeps them out keeps this one out.
-            blocking: Limit | None = lane.watching or lane.aside_at or charged.limits[0][0]
-        else:
-            blocking = self._granter.walk_in_blocker(charged, rank)
+        blocking = self._blocker(charged, rank)
         if blocking is None:
             self._granter.passing(charged, rank)
             permit = self.grant(key, claims, charged, owner, parent, now_ms, lease_ms)
+            permit.asked = rank
             self._settle(now_ms)
             return permit
         if not wait:
@@ -184,9 +173,84 @@ class Kernel(Ledger):
                 return Refused("queue_full", limit.name)
         waiter = Waiter(key, claims, charged, owner, parent, rank, now_ms, lease_ms)
         self._wait(waiter, deadline_ms)
-        if self._granter.pending or self._gates:
+        if self._granter.pending or self._gates or self._granter.keeps_more:
+            self._settle(now_ms, waiter)
+        return Refused("deadlock", None, waiter.circle) if waiter.circle else waiter
+
+    def adopt(
+        self,
+        claims: Claims,
+        now_ms: int,
+        key: str,
+        fence: int,
+        owner: str | None = None,
+        parent: Permit | None = None,
+        lease_ms: int | None = None,
+    ) -> Permit | Refused:
+        """Count a permit that was granted elsewhere, before a restart: there is room or not, it is held.
+
+        It keeps its *fence*, and those to come are greater.
+        """
+        known = self.permits.get(key) or self.waiters.get(key)
+        if known is not None:
+            answer = self._known(known, claims, owner)
+            return answer if isinstance(answer, Permit) and answer.fence == fence else Refused("conflict")
+        nested_in = parent if parent is not None and parent.ended is None else None
+        charged = claims if nested_in is None else self.uncovered(claims, nested_in)
+        before = self.fence
+        permit = self.grant(key, claims, charged, owner, nested_in, now_ms, lease_ms)
+        permit.fence = fence
+        self.fence = max(before, fence)
+        self._granter.keeps_more = True
+        self._settle(now_ms)
+        return permit
+
+    # -- lending
+
+    def lend(self, permit: Permit, now_ms: int) -> Literal["ended", "lent", "family"] | None:
+        """Give back the units of *permit* for a while; it stays live. None, or why it cannot be done."""
+        if permit.ended is not None:
+            return "ended"
+        if permit.lent:
+            return "lent"
+        if permit.nested or any(
+            len(share.members) > 1 or share.weight != permit.claims.weight(limit)
+            for limit, share in (permit.shares or {}).items()
+        ):
+            return "family"
+        freed = self.put_back(permit, "success", now_ms)
+        permit.shares = None
+        permit.lent = permit.bound = True
+        for limit in freed:
+            self._came_free(limit)
+        self._settle(now_ms)
+        return None
+
+    def reclaim(
+        self, permit: Permit, claims: Claims, now_ms: int, deadline_ms: int | None = None
+    ) -> Permit | Waiter | Refused:
+        """Take the units of the lent *permit* again, as old as it is; *claims* are its own, looked up afresh.
+
+        Should the wait for them end without a grant, *permit* ends as well: nobody works without units.
+        """
+        if permit.ended is not None or permit.reclaiming is not None:
+            return Refused("conflict")
+        if not permit.lent:
+            return permit
+        rank = permit.rank
+        if self._blocker(claims, rank) is None:
+            self._granter.passing(claims, rank)
+            self._retake(permit, claims, rank, now_ms)
             self._settle(now_ms)
-        return waiter
+            return permit
+        waiter = Waiter(None, claims, claims, permit.owner, None, rank, now_ms, None)
+        waiter.reclaims = permit
+        permit.reclaiming = waiter
+        self._wait(waiter, deadline_ms)
+        self._settle(now_ms, waiter)
+        return Refused("deadlock", None, waiter.circle) if waiter.circle else waiter
+
+    # -- giving back
 
     def release(self, permit: Permit, now_ms: int, outcome: Outcome = "success") -> bool:
         """Give back what *permit* holds; False if it had ended already (R9)."""
@@ -210,10 +274,11 @@ class Kernel(Ledger):
         """End all that *owner* holds or waits for (R11); the permits that it held."""
         owned = self.owners.get(owner, ())
         permits = sorted((one for one in owned if isinstance(one, Permit)), key=by_fence)
-        for waiter in sorted((one for one in owned if isinstance(one, Waiter)), key=_by_rank):
+        for waiter in sorted((one for one in owned if isinstance(one, Waiter)), key=by_rank):
             self._end_wait(waiter, "revoked")
         for permit in permits:
-            self._end(permit, "released", outcome, now_ms)
+            if permit.ended is None:  # else it went with its own wait to have its units back
+                self._end(permit, "released", outcome, now_ms)
         self._settle(now_ms)
         return permits
 
@@ -262,115 +327,13 @@ class Kernel(Ledger):
 
     # -- inside
 
-    def _grant_waiting(self, waiter: Waiter, now_ms: int) -> None:
-        self._unlist(waiter)
-        waiter.permit = self.grant(
-            waiter.key,
-            waiter.claims,
-            waiter.charged,
-            waiter.owner,
-            waiter.parent,
-            now_ms,
-            waiter.lease_ms,
-        )
-        self.outbox.append(Granted(waiter, waiter.permit))
-
-    def spend(self, limit: Limit, weight: int) -> None:
-        """`Ledger.spend`; the last credit shuts the gate."""
-        super().spend(limit, weight)
-        self._granter.reopen(limit)
-
-    def _end(
-        self, permit: Permit, how: Literal["released", "expired", "revoked"], outcome: Outcome, now_ms: int
-    ) -> None:
-        for limit in self.let_go(permit, how, outcome, now_ms):
-            self._came_free(limit)
-        if permit.nested:
-            for waiter in sorted(permit.nested, key=_by_rank):
-                self._end_wait(waiter, "dropped")
-
-    def _came_free(self, limit: Limit) -> None:
-        if limit.waiters:
-            self._roomier(limit)
-        elif limit.removed:
-            self._forget_if_idle(limit)
-
-    def _wait(self, waiter: Waiter, deadline_ms: int | None) -> None:
-        if waiter.key is not None:
-            self.waiters[waiter.key] = waiter
-        if waiter.owner is not None:
-            self.owners.setdefault(waiter.owner, set()).add(waiter)
-        if waiter.parent is not None:
-            waiter.parent.bound = True
-            waiter.parent.nested = waiter.parent.nested or set()
-            waiter.parent.nested.add(waiter)
-        if deadline_ms is not None:
-            waiter.timer = self.timers.arm(deadline_ms, Kind.DEADLINE, waiter)
-        self._granter.enter(waiter)
-        for limit, _ in waiter.charged.limits:
-            if limit.gated:
-                self._gates.setdefault(limit, False)
-
-    def _unlist(self, waiter: Waiter) -> None:
-        if waiter.key is not None:
-            del self.waiters[waiter.key]
-        if waiter.owner is not None:
-            self.disown(waiter.owner, waiter)
-        if waiter.parent is not None and waiter.parent.nested is not None:
-            waiter.parent.nested.discard(waiter)
-        if waiter.timer is not None:
-            self.timers.cancel(waiter.timer)
-
-    def _stop_waiting(self, waiter: Waiter) -> None:
-        waiter.gone = True
-        self._unlist(waiter)
-        self._granter.leave(waiter)
-
-    def _end_wait(self, waiter: Waiter, reason: Literal["revoked", "timed_out", "dropped"]) -> None:
-        self._stop_waiting(waiter)
-        self.outbox.append(Ended(reason, waiter))
-
     def _known(self, known: Permit | Waiter, claims: Claims, owner: str | None) -> Permit | Waiter | Refused:
         """A key that is live: the same request gets the same thing, another one is a conflict (R9)."""
-        if known.claims.names == claims.names and known.owner == owner:
-            return known
-        return Refused("conflict")
-
-    def _roomier(self, limit: Limit) -> None:
-        self._granter.roomier(limit)
-        if limit.gated:
-            self._gates[limit] = True
-
-    def _recycled(self, limit: Limit) -> None:
-        if limit.gated:
-            self._gates[limit] = True
-
-    def _settle(self, now_ms: int) -> None:
-        self._granter.settle(now_ms)
-        for limit, recycled in self._gates.items():
-            held_back = limit.gated and limit.closed and limit.paused_until_ms is None
-            if held_back and limit.waiters and limit.free > 0:
-                self.outbox.append(GateWaiting(limit.name, recycled))
-        self._gates.clear()
+        if known.claims.names != claims.names or known.owner != owner:
+            return Refused("conflict")
+        return Refused("lent") if isinstance(known, Permit) and known.lent else known
 
     def _forget_reading(self, limit: Limit) -> None:
         self.timers.cancel(limit.reading_timer)
         limit.reading_timer = None
         limit.credits = 0
-
-    def _forget_if_idle(self, limit: Limit) -> None:
-        if limit.removed and not limit.used:
-            self.limits.pop(limit.name, None)
-
-    # -- self-check
-
-    def check(self) -> None:
-        """`Ledger.check`, and what must be true of those who wait."""
-        super().check()
-        for limit in self.limits.values():
-            assert all(waiter.waiting for waiter in limit.waiters), f"{limit!r}: a waiter is gone"
-        assert not (self.permits.keys() & self.waiters.keys()), "a key is held and waiting at once"
-
-
-def _by_rank(waiter: Waiter) -> Rank:
-    return waiter.rank

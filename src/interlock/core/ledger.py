@@ -59,7 +59,7 @@ class Ledger:
 
     def holders(self, limit: Limit) -> list[Permit]:
         """Who holds *limit*, longest first."""
-        holding = (permit for permit in self.live if permit.claims.weight(limit))
+        holding = (one for one in self.live if one.claims.weight(limit) and not one.lent)
         return sorted(holding, key=by_fence)
 
     # -- beginning
@@ -92,14 +92,11 @@ class Ledger:
         """A new permit over *claims*, of which *charged* is not held by *parent* already; there is room."""
         self.fence = fence = self.fence + 1
         permit = Permit(claims, fence, now_ms)
-        for limit, weight in charged.limits:
-            limit.used += weight
-            limit.granted += weight
-            if limit.gated:
-                self.spend(limit, weight)
+        self._charge(charged)
         self.live.add(permit)
         if parent is not None:
             permit.bound = parent.bound = True
+            permit.parent = parent
             self._join(permit, charged, parent)
         if key is not None:
             permit.bound = True
@@ -113,6 +110,24 @@ class Ledger:
             permit.bound = True
             permit.lease = self.timers.arm(now_ms + lease_ms, Kind.LEASE, permit)
         return permit
+
+    def retake(self, permit: Permit, claims: Claims, now_ms: int) -> None:
+        """Give the units of the lent *permit* back to it, under a new fence; there is room."""
+        self.fence += 1
+        if permit.serial is None:
+            permit.serial = permit.fence
+        permit.fence = self.fence
+        permit.claims = claims
+        permit.granted_ms = now_ms
+        permit.lent = False
+        self._charge(claims)
+
+    def _charge(self, claims: Claims) -> None:
+        for limit, weight in claims.limits:
+            limit.used += weight
+            limit.granted += weight
+            if limit.gated:
+                self.spend(limit, weight)
 
     def spend(self, limit: Limit, weight: int) -> None:
         """Units of a gated *limit* were granted: they are taken off its credits."""
@@ -133,6 +148,8 @@ class Ledger:
 
     def uncovered(self, claims: Claims, parent: Permit) -> Claims:
         """What *claims* ask for beyond what *parent* holds: that is not charged again."""
+        if parent.lent:
+            return claims
         names = tuple(name for name in claims.names if name not in parent.claims.names)
         return claims if len(names) == len(claims.names) else self.claims(names)
 
@@ -175,7 +192,6 @@ class Ledger:
         now_ms: int,
     ) -> list[Limit]:
         """End *permit*; which limits have units free again. The others' cool, or the family keeps them."""
-        freed = []
         permit.ended = how
         self.live.discard(permit)
         if permit.key is not None:
@@ -184,6 +200,11 @@ class Ledger:
             self.disown(permit.owner, permit)
         if permit.lease is not None:
             self.timers.cancel(permit.lease)
+        return [] if permit.lent else self.put_back(permit, outcome, now_ms)
+
+    def put_back(self, permit: Permit, outcome: Outcome, now_ms: int) -> list[Limit]:
+        """Take the units of *permit* out of its hand; which limits have units free again."""
+        freed = []
         for limit, weight in permit.claims.limits:
             if permit.shares is not None and (share := permit.shares.get(limit)) is not None:
                 share.members.discard(permit)

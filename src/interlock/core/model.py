@@ -230,11 +230,20 @@ class Permit:
 
     key: str | None = None
     owner: str | None = None
+    parent: Permit | None = None
     shares: dict[Limit, Share] | None = None
     nested: set[Waiter] | None = None
     lease: Timer | None = None
     ended: Literal["released", "expired", "revoked"] | None = None
     touched_ms: int | None = None
+    asked: Rank | None = None
+    """The rank of the request, where it was not the plainest."""
+    serial: int | None = None
+    """Its first fence, once it was lent and taken again."""
+    lent = False
+    """Live, but its units are given back until its holder takes them again."""
+    reclaiming: Waiter | None = None
+    """It itself, waiting to have its units back."""
     bound = False
     """Whether anything but its limits knows of it: a key, an owner, a lease, a family."""
 
@@ -242,6 +251,14 @@ class Permit:
         self.claims = claims
         self.fence = fence
         self.granted_ms = granted_ms
+
+    @property
+    def rank(self) -> Rank:
+        """Its place in line, were it to ask again: that of the request that it was granted for.
+
+        A request that went straight in has no number among the arrivals; it came before all who wait.
+        """
+        return self.asked or (0, self.granted_ms, self.fence - UNLIMITED)
 
     @property
     def expires_ms(self) -> int | None:
@@ -253,6 +270,10 @@ class Waiter:
 
     timer: Timer | None = None
     permit: Permit | None = None
+    reclaims: Permit | None = None
+    """The lent permit that gets its units back, where this asks for no new one."""
+    circle: Circle = ()
+    """What it closed, if that ended it."""
     gone = False
     passed = 0
     """How often a younger one that shares a limit went first while this stood at the front."""
@@ -280,6 +301,11 @@ class Waiter:
         self.lease_ms = lease_ms
 
     @property
+    def under(self) -> Permit | None:
+        """Whose holder goes on only after this one."""
+        return self.parent if self.reclaims is None else self.reclaims.parent
+
+    @property
     def priority(self) -> int:
         return self.rank[0]
 
@@ -296,8 +322,11 @@ class Waiter:
         return None if self.timer is None else self.timer.due_ms
 
 
-RefusalReason = Literal["conflict", "would_block", "queue_full", "parent_released"]
-EndReason = Literal["expired", "revoked", "timed_out", "dropped"]
+Circle: TypeAlias = tuple[tuple["Waiter", "Limit"], ...]
+"""Waiters, each with the limit at which it waits for what the next one (the last: the first one) keeps."""
+
+RefusalReason = Literal["conflict", "would_block", "queue_full", "parent_released", "lent", "deadlock"]
+EndReason = Literal["expired", "revoked", "timed_out", "dropped", "deadlock"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,6 +335,7 @@ class Refused:
 
     reason: RefusalReason
     limit: str | None = None
+    circle: Circle = ()
 
 
 class Granted(NamedTuple):

@@ -23,6 +23,9 @@ OPERATIONS: dict[str, int] = {
     "pause": 2,
     "resume": 2,
     "renew": 2,
+    "lend": 3,
+    "reclaim": 4,
+    "adopt": 1,
     "release_owner": 2,
     "revoke": 1,
     "remove": 1,
@@ -113,6 +116,21 @@ def _renew(random: Random, names: str, now_ms: int, weighted: bool) -> dict[str,
     return {"stale": random.randrange(3) == 0, "lease_ms": random.randrange(1, 30)}
 
 
+def _reclaim(random: Random, names: str, now_ms: int, weighted: bool) -> dict[str, Any]:
+    return {"deadline_ms": random.choice((None, now_ms + random.randrange(1, 60)))}
+
+
+def _adopt(random: Random, names: str, now_ms: int, weighted: bool) -> dict[str, Any]:
+    return {
+        "names": tuple(random.sample(names, random.choice((1, 2)))),
+        "key": f"k{random.randrange(40)}",
+        "ahead": random.choice((0, 1, 7)),
+        "owner": random.choice((None, f"o{random.randrange(5)}")),
+        "nested": random.randrange(4) == 0,
+        "lease_ms": random.choice((None, random.randrange(1, 30))),
+    }
+
+
 def _owner(random: Random, names: str, now_ms: int, weighted: bool) -> dict[str, Any]:
     return {"owner": f"o{random.randrange(5)}"}
 
@@ -131,6 +149,9 @@ _ARGUMENTS = {
     "pause": _pause,
     "resume": _named,
     "renew": _renew,
+    "lend": _nothing,
+    "reclaim": _reclaim,
+    "adopt": _adopt,
     "release_owner": _owner,
     "revoke": _nothing,
     "remove": _named,
