@@ -26,7 +26,9 @@ def functions_of(path: str) -> dict[str, str]:
     """The tests of a module and what each says that it shows."""
     functions = ast.walk(ast.parse((ROOT / path).read_text()))
     return {
-        node.name: ast.get_docstring(node) or "" for node in functions if isinstance(node, ast.FunctionDef)
+        node.name: ast.get_docstring(node) or ""
+        for node in functions
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     }
 
 

@@ -12,6 +12,8 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
+from elsewhere import Elsewhere
+from interlock.admission.declared import Asking, Declared
 from interlock.admission.local import LocalAdmission
 from interlock.core.model import Waiter
 from interlock.errors import AcquireTimeout, InvalidOperation, Unavailable, ValidationError
@@ -202,6 +204,51 @@ def keyed_dash(fleet: Fleet) -> None:
     fleet.all_do(fleet.enter, "a", key="k")
     fleet.todo[0] = partial(fleet.dash, "a", key="k")
     fleet.todo[-1] = partial(fleet.enter, "other", "a")
+
+
+@scenario()
+def lent(fleet: Fleet) -> None:
+    """One lends what another takes meanwhile; both are cancelled at any moment, also on the way back."""
+
+    async def lend(name: str) -> None:
+        async with fleet.admission.acquire("a", timeout=None) as permit:
+            async with permit.lend(timeout=None):
+                await fleet.section(f"{name}, lending")
+            if fleet.tasks[0] not in fleet.cancelled:
+                await fleet.section(name, permit)
+
+    fleet.all_do(fleet.enter, "a")
+    fleet.todo[0] = partial(lend, "0")
+
+
+@scenario()
+def lent_for_a_time(fleet: Fleet) -> None:
+    """The units come back, or the deadline does, or a cancel."""
+    fleet.errors = (AcquireTimeout,)
+
+    async def lend() -> None:
+        async with fleet.admission.acquire("a", timeout=None, key="k") as permit:
+            async with permit.lend(timeout=1):
+                await fleet.section("lending")
+
+    fleet.all_do(fleet.enter, "a")
+    fleet.todo[0] = lend
+
+
+@scenario(cancels=1)
+def tree(fleet: Fleet) -> None:
+    """A run that waits for two others at a limit of one."""
+    fleet.outranked = True
+    fleet.errors = (BaseExceptionGroup,)
+
+    async def root() -> None:
+        async with fleet.admission.acquire("a", timeout=None) as permit:
+            async with permit.lend(timeout=None), asyncio.TaskGroup() as group:
+                for child in ("left", "right"):
+                    group.create_task(fleet.enter(child, "a"))
+            assert not permit.lent
+
+    fleet.todo.append(root)
 
 
 @scenario()
@@ -404,6 +451,30 @@ def lease(fleet: Fleet) -> None:
     fleet.revoked = True
     fleet.all_do(fleet.enter, "a")
     fleet.todo[0] = partial(fleet.enter, "0", "a", lease=1.0)
+
+
+@scenario()
+def declared(fleet: Fleet) -> None:
+    """Over a connection: the limit is declared before the first request, by whoever comes first."""
+    limits = Declared({"b": 1}, Elsewhere(fleet.admission), None)
+
+    async def enter(name: str) -> None:
+        async with Asking(limits, limits.admission.acquire("a", timeout=None)) as permit:
+            await fleet.section(name, permit)
+
+    async def take() -> None:
+        permit = await Asking(limits, limits.admission.acquire("a", timeout=None))
+        try:
+            await fleet.section("taken", permit)
+        finally:
+            assert permit.release()
+
+    async def change() -> None:
+        await limits.set({"b": 1})
+
+    fleet.all_do(enter)
+    fleet.todo[-1] = take
+    fleet.once["change"] = lambda: fleet.tasks.append(fleet.loop.create_task(change()))
 
 
 @scenario()

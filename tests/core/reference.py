@@ -179,7 +179,7 @@ class Reference:
     # circles
 
     def circle(self) -> list[Wait]:
-        """From the oldest who waits in vain, on to the oldest of those who keep what it lacks, and so on."""
+        """From the oldest who waits in vain, on to the youngest of those who keep what it lacks, and so on."""
         vain = [w for w in self.waiters if w.below or self.may_reserve(w)]
         while (still := [w for w in vain if self.lacking(w, vain)]) != vain:
             vain = still
@@ -188,7 +188,7 @@ class Reference:
         while w is not None and w not in way:
             way.append(w)
             limit = self.lacking(w, vain)[0]
-            w = min(self.keepers(w, limit, vain), key=lambda w: w.rank)
+            w = max(self.keepers(w, limit, vain), key=lambda w: w.rank)
         return way[way.index(w) :] if w is not None else []
 
     def may_reserve(self, e: Wait) -> bool:

@@ -19,10 +19,16 @@ from interlock.admission.readings import (
 )
 from interlock.admission.refusals import refusal
 from interlock.admission.shell import Shell
-from interlock.admission.validation import check_capacity, check_name, duration_ms, to_ms
+from interlock.admission.validation import (
+    check_capacity,
+    check_name,
+    check_seconds,
+    duration_ms,
+    to_ms,
+)
 from interlock.core import model
 from interlock.core.model import Cooldown, Refused, Waiter
-from interlock.errors import InterlockError, Unavailable
+from interlock.errors import InterlockError, InvalidOperation, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -110,6 +116,39 @@ class LocalAdmission(Shell):
             raise refusal(self.kernel, answer, request, self._now_ms())
         return None
 
+    def adopt(
+        self,
+        names: tuple[str, ...],
+        *,
+        key: str,
+        fence: int,
+        owner: str | None = None,
+        parent_key: str | None = None,
+        lease: float | None = None,
+    ) -> Permit:
+        """Count a permit over *names* that was granted before a restart: there is room or not, it is held.
+
+        It keeps its *fence*. *parent_key* names the permit it was nested in, if that is held here; *lease* is
+        in seconds. Raises `InvalidOperation` if *key* is in use for something else, `ValidationError` for an
+        unknown limit.
+        """
+        now_ms = self._now_ms()
+        self._catch_up(now_ms)
+        check_seconds("lease", lease)
+        record = self.kernel.adopt(
+            self._claims(names),
+            now_ms,
+            key,
+            fence,
+            owner,
+            None if parent_key is None else self.kernel.permits.get(parent_key),
+            None if lease is None else to_ms(lease),
+        )
+        self._carry_out()
+        if isinstance(record, Refused):
+            raise InvalidOperation(f"key {key!r} is in use for something else")
+        return self._permit(record, names)
+
     # -- limits
 
     async def set_limit(
@@ -185,6 +224,22 @@ class LocalAdmission(Shell):
         if record is None or (fence is not None and record.fence != fence):
             return False
         return self._release(record, "success")
+
+    def permit(self, key: str) -> Permit | None:
+        """The permit held under *key*, if there is one."""
+        record = self.kernel.permits.get(key)
+        return None if record is None else self._permit(record, record.claims.names)
+
+    def withdraw(self, waiter_id_: str, error: InterlockError) -> bool:
+        """Let the waiter of this id wait no more: it gets *error*. False if nobody has the id."""
+        for waiter in self._waiters():
+            if waiter_id(waiter) == waiter_id_:
+                self.kernel.withdraw(waiter, self._now_ms())
+                self._forget_reclaimed(waiter)
+                self._wake(waiter, error)
+                self._carry_out()
+                return True
+        return False
 
     def pause(self, name: str, until: float) -> None:
         """Admit nobody over *name* until *until* (seconds since the epoch); a pause only grows."""

@@ -10,6 +10,7 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from interlock.admission.readings import permit_id
+from interlock.errors import InterlockError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
@@ -38,6 +39,10 @@ class Granting(Protocol):
     def _release(self, record: model.Permit, outcome: Outcome) -> bool: ...
 
     def _touch(self, record: model.Permit) -> None: ...
+
+    def _lend(self, record: model.Permit) -> None: ...
+
+    def _reclaim(self, record: model.Permit, timeout: float | None) -> Generator[Any, None, None]: ...
 
     def _abandon(self, record: model.Permit) -> None: ...
 
@@ -102,6 +107,25 @@ class Permit:
         """Say that the work goes on, so that the idle watchdog leaves it alone."""
         self._admission._touch(self._record)
 
+    @property
+    def lent(self) -> bool:
+        """Whether its units are given back for a while, see `lend`."""
+        return self._record.lent and not self.released
+
+    def lend(self, *, timeout: float | None = DEFAULT_TIMEOUT) -> Lending:
+        """Give the units back while waiting for others that need them: ``async with permit.lend(): …``.
+
+        A run that starts further runs and waits for them lends its own unit, else a tree of runs stands
+        still as soon as its inner nodes hold all there is. On leaving, the units are asked for again, at
+        the permit's original age and for at most *timeout* seconds (None: for ever), under a new fence.
+        If that fails, the permit has ended, and the error says why: `AcquireTimeout`, `PermitLost`,
+        `DeadlockDetected`, `Unavailable`.
+
+        Entering raises `InvalidOperation` for a permit that ended, is lent already, or shares units with
+        nested ones. What is acquired below a lent permit is charged in full.
+        """
+        return Lending(self._admission, self._record, timeout)
+
     async def __aenter__(self) -> Permit:
         self._entered += 1
         return self
@@ -127,6 +151,44 @@ class Permit:
     def __repr__(self) -> str:
         state = self._record.ended or "held"
         return f"<Permit {self.id} over {', '.join(self.limits) or 'nothing'}: {state}>"
+
+
+class Lending:
+    """What `Permit.lend` returns: an async context in which the units are somebody else's."""
+
+    def __init__(self, admission: Granting, record: model.Permit, timeout: float | None) -> None:
+        self._admission = admission
+        self._record = record
+        self._timeout = timeout
+
+    async def __aenter__(self) -> None:
+        self._admission._lend(self._record)
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exc_type is GeneratorExit:  # whoever is collected must not wait any more
+            self._admission._release(self._record, "cancelled")
+            return
+        # Also when cancelled: what comes after may go on under the permit, as inside of asyncio.timeout().
+        try:
+            await _Awaitable(self._admission._reclaim(self._record, self._timeout))
+        except InterlockError:
+            if exc_type is None or not issubclass(exc_type, asyncio.CancelledError):
+                raise
+
+
+class _Awaitable:
+    """A generator of steps as something to await."""
+
+    def __init__(self, steps: Generator[Any, None, None]) -> None:
+        self._steps = steps
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return self._steps
 
 
 class Acquisition:

@@ -141,8 +141,8 @@ def read_holders(kernel: Kernel, limit: Limit) -> tuple[Holder, ...]:
     return tuple(read_holder(permit) for permit in kernel.holders(limit))
 
 
-def read_waiting(waiter: Waiter) -> Waiting:
-    """Who *waiter* is, and its place in line."""
+def read_waiting(waiter: Waiter, position: int | None = None) -> Waiting:
+    """Who *waiter* is, and its place in line (*position*, where that is known already)."""
     return Waiting(
         id=waiter_id(waiter),
         key=waiter.key,
@@ -152,7 +152,7 @@ def read_waiting(waiter: Waiter) -> Waiting:
         since=waiter.since_ms / 1000,
         arrived_at=waiter.arrived_ms / 1000,
         deadline=_seconds(waiter.deadline_ms),
-        position=core.position(waiter.charged, waiter.rank),
+        position=core.position(waiter.charged, waiter.rank) if position is None else position,
     )
 
 
@@ -175,7 +175,7 @@ def read_blocks(kernel: Kernel, claims: Claims, rank: Rank) -> tuple[BlockReadin
 
 def permit_id(permit: Permit) -> str:
     """The name of *permit*: its key, else one made of its fence."""
-    return permit.key if permit.key is not None else f"permit-{permit.fence}"
+    return permit.key if permit.key is not None else f"permit-{permit.serial or permit.fence}"
 
 
 def waiter_id(waiter: Waiter) -> str:

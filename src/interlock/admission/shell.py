@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from interlock.admission.callback import call_back
 from interlock.admission.permit import Acquisition, Permit
-from interlock.admission.refusals import ending, refusal, unknown_limit
+from interlock.admission.refusals import (
+    deadlock,
+    ending,
+    lending_refused,
+    lost,
+    refusal,
+    unknown_limit,
+)
 from interlock.admission.validation import check_seconds, to_ms
 from interlock.clock import SystemClock
 from interlock.core import model
@@ -91,17 +98,21 @@ class Shell:
             return self._permit(answer, request.names)
         raise refusal(self.kernel, answer, request, self._now_ms())
 
-    def _ask(self, request: Acquisition) -> model.Permit | Waiter | Refused:
-        kernel = self.kernel
-        now_ms = self._now_ms()
+    def _catch_up(self, now_ms: int) -> None:
+        """Before anything is asked for: let happen what should have happened."""
         if self._loop is None or _get_running_loop() is not self._loop:
             self._settle_in()
         if self._abandoned:
             self._collect()
         if self._timer_due_ms is not None and self._timer_due_ms <= now_ms:
-            self._tick()  # the loop is late: first let happen what should have happened
+            self._tick()  # the loop is late
         if self._closed:
             raise Unavailable("the admission is closed")
+
+    def _ask(self, request: Acquisition) -> model.Permit | Waiter | Refused:
+        kernel = self.kernel
+        now_ms = self._now_ms()
+        self._catch_up(now_ms)
         claims = kernel.claims_by_names.get(request.names) or self._claims(request.names)
         timeout, parent = request.timeout, request.parent
         check_seconds("timeout", timeout)
@@ -124,8 +135,26 @@ class Shell:
         return answer
 
     def _wait(self, waiter: Waiter, request: Acquisition) -> Generator[Any, None, Permit]:
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         deadline_ms = None if request.timeout is None else self._now_ms() + to_ms(request.timeout)
+        error = yield from self._park(waiter, deadline_ms, request.on_queued)
+        permit, now_ms = waiter.permit, self._now_ms()
+        # The one it joined was less patient, or entered and left before this one came to run.
+        outlived = isinstance(error, AcquireTimeout) and (deadline_ms is None or deadline_ms > now_ms)
+        missed = permit is not None and permit.ended == "released" and waiter.key is not None
+        if outlived or missed:
+            return (yield from self._admit(request.again(waiter.since_ms, deadline_ms, now_ms)))
+        if error is not None:
+            raise error
+        assert permit is not None
+        if permit.ended == "released":
+            raise InvalidOperation(f"owner {waiter.owner!r} was released while this waited")
+        return self._permit(permit, request.names)
+
+    def _park(
+        self, waiter: Waiter, deadline_ms: int | None, on_queued: Callable[[], object] | None = None
+    ) -> Generator[Any, None, InterlockError | None]:
+        """Wait until *waiter* waits no more; what went wrong, if it was not granted."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         parked = self._parked.get(waiter)
         timer = None
         if parked is None:
@@ -135,8 +164,8 @@ class Shell:
             timer = self.clock.call_at(deadline_ms / 1000, lambda: _resolve(future))
         parked.futures[future] = None
         try:
-            if request.on_queued is not None:
-                call_back(request.on_queued)
+            if on_queued is not None:
+                call_back(on_queued)
             yield from future
         except BaseException:
             del parked.futures[future]
@@ -146,23 +175,10 @@ class Shell:
             if timer is not None:
                 timer.cancel()
         del parked.futures[future]
-        now_ms = self._now_ms()
         if waiter.waiting:
             self._give_up(waiter, parked)
-            raise ending(self.kernel, "timed_out", waiter, now_ms)
-        permit = waiter.permit
-        # The one it joined was less patient, or entered and left before this one came to run.
-        patient = deadline_ms is None or deadline_ms > now_ms
-        outlived = isinstance(parked.error, AcquireTimeout) and patient
-        missed = permit is not None and permit.ended == "released" and waiter.key is not None
-        if outlived or missed:
-            return (yield from self._admit(request.again(waiter.since_ms, deadline_ms, now_ms)))
-        if parked.error is not None:
-            raise parked.error
-        assert permit is not None
-        if permit.ended == "released":
-            raise InvalidOperation(f"owner {waiter.owner!r} was released while this waited")
-        return self._permit(permit, request.names)
+            return ending(self.kernel, "timed_out", waiter, self._now_ms())
+        return parked.error
 
     def _give_up(self, waiter: Waiter, parked: _Parked) -> None:
         """Somebody stopped awaiting *waiter*: cancelled while waiting, or in the instant of being granted."""
@@ -171,9 +187,51 @@ class Shell:
         if waiter.waiting:
             self._parked.pop(waiter, None)
             self.kernel.withdraw(waiter, self._now_ms())
+            self._forget_reclaimed(waiter)
             self._carry_out()
-        elif waiter.permit is not None and waiter.permit not in self._keyed:
+        elif waiter.permit is not None and waiter.reclaims is None and waiter.permit not in self._keyed:
             self._release(waiter.permit, "unused")
+
+    # -- lending
+
+    def _lend(self, record: model.Permit) -> None:
+        now_ms = self._now_ms()
+        self._catch_up(now_ms)
+        refused = self.kernel.lend(record, now_ms)
+        self._carry_out()
+        if refused is not None:
+            raise lending_refused(record, refused)
+
+    def _reclaim(self, record: model.Permit, timeout: float | None) -> Generator[Any, None, None]:
+        """Take the units of *record* again. If that fails it is released: nobody works without units."""
+        if record.ended == "released":
+            return  # its holder gave it up for good meanwhile
+        try:
+            now_ms = self._now_ms()
+            self._catch_up(now_ms)
+            if record.ended is not None:
+                raise lost(record)
+            check_seconds("timeout", timeout)
+            deadline_ms = None if timeout is None else now_ms + to_ms(timeout)
+            claims = self._claims(record.claims.names)
+            answer = self.kernel.reclaim(record, claims, now_ms, deadline_ms)
+            self._carry_out()
+            error: InterlockError | None = None
+            if isinstance(answer, Refused):
+                assert answer.reason == "deadlock", answer
+                error = deadlock(answer.circle)
+            elif isinstance(answer, Waiter) and answer.waiting:
+                error = yield from self._park(answer, deadline_ms)
+            if error is not None:
+                raise error
+        finally:
+            if record.lent:
+                self._release(record, "unused")
+
+    def _forget_reclaimed(self, waiter: Waiter) -> None:
+        """The permit that *waiter* wanted back ended with its wait."""
+        if waiter.reclaims is not None:
+            self._keyed.pop(waiter.reclaims, None)
 
     def _permit(self, record: model.Permit, names: tuple[str, ...]) -> Permit:
         if record.key is None:
@@ -251,6 +309,8 @@ class Shell:
             self._arm()
 
     def _wake(self, waiter: Waiter, error: InterlockError | None) -> None:
+        if error is not None:
+            self._forget_reclaimed(waiter)
         parked = self._parked.pop(waiter, None)
         if parked is not None:
             parked.error = error

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 def find_circle(ledger: Ledger, nested: Iterable[Waiter]) -> Circle:
     """A circle among the waiters *nested* and the elders that reserve; empty if there is none.
 
-    It is found from the oldest who waits in vain, by going on each time to the oldest of those who keep what
-    is lacking.
+    It is found from the oldest who waits in vain, by going on each time to the youngest of those who keep
+    what is lacking: whoever came last has the least to lose.
     """
     impasse = Impasse(ledger, nested)
     if not impasse.waiters:
@@ -37,7 +37,7 @@ def find_circle(ledger: Ledger, nested: Iterable[Waiter]) -> Circle:
     while waiter not in way:
         limit = next(limit for limit, weight in waiter.charged.limits if impasse.lacks(waiter, limit, weight))
         way[waiter] = limit
-        waiter = min(impasse.keepers(waiter, limit), key=_by_rank)
+        waiter = max(impasse.keepers(waiter, limit), key=_by_rank)
     steps = tuple(way.items())
     return steps[list(way).index(waiter) :]
 

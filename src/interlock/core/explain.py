@@ -32,7 +32,7 @@ def blocks(kernel: Kernel, claims: Claims, rank: Rank) -> list[Block]:
     """Everything that keeps *claims* at *rank* out right now, in alphabetical order of the limits."""
     found = []
     for limit, weight in claims.limits:
-        why, missing = _why(kernel, limit, weight, rank)
+        why, missing = obstacle(kernel, limit, weight, rank)
         if why is not None:
             found.append(Block(limit, why, missing, _ahead(limit, rank)))
     if not found and claims.limits:
@@ -49,7 +49,8 @@ def position(claims: Claims, rank: Rank) -> int:
     return sum(waiter.rank < rank for waiter in sharing)
 
 
-def _why(kernel: Kernel, limit: Limit, weight: int, rank: Rank) -> tuple[Why | None, int]:
+def obstacle(kernel: Kernel, limit: Limit, weight: int, rank: Rank) -> tuple[Why | None, int]:
+    """Why *weight* units of *limit* are not to be had at *rank*, and how many are missing; None if they are."""
     if limit.capacity < weight:
         return "never_fits", weight - limit.capacity
     if limit.paused_until_ms is not None:
