@@ -227,9 +227,9 @@ def lent_for_a_time(fleet: Fleet) -> None:
     fleet.errors = (AcquireTimeout,)
 
     async def lend() -> None:
-        async with fleet.admission.acquire("a", timeout=None, key="k") as permit:
-            async with permit.lend(timeout=1):
-                await fleet.section("lending")
+        acquisition = fleet.admission.acquire("a", timeout=None, key="k")
+        async with acquisition as permit, permit.lend(timeout=1):
+            await fleet.section("lending")
 
     fleet.all_do(fleet.enter, "a")
     fleet.todo[0] = lend

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 from collections.abc import Callable, Iterator
-from itertools import count
 from random import Random
 
 import pytest
@@ -290,8 +288,7 @@ async def test_forgotten_while_lent(admission: LocalAdmission) -> None:
     lending = permit.lend()
     await lending.__aenter__()
     with pytest.warns(ResourceWarning, match="was never released"):
-        del permit, lending
-        gc.collect()
+        del permit
     await idle()
     assert admission.kernel.live == set()
 
@@ -299,43 +296,50 @@ async def test_forgotten_while_lent(admission: LocalAdmission) -> None:
 # -- trees
 
 
+class Grove:
+    """Random trees of runs over one limit; ``working`` are those that have a unit in hand."""
+
+    def __init__(self, random: Random, clock: VirtualClock) -> None:
+        self.random = random
+        self.clock = clock
+        self.limit = random.choice((1, 1, 2, 3))
+        self.admission = LocalAdmission(clock=clock)
+        self.admission.configure("runs", self.limit)
+        self.working: set[int] = set()
+        self.begun = self.done = 0
+
+    async def run(self, depth: int) -> None:
+        number = self.begun = self.begun + 1
+        async with self.admission.acquire("runs", timeout=None) as permit:
+            for _ in range(self.random.choice((0, 1, 1, 2))):
+                await self.work(number)
+                children = self.random.choice((0, 1, 2, 3)) if depth else 0
+                async with permit.lend(timeout=None):
+                    await asyncio.gather(*(self.run(depth - 1) for _ in range(children)))
+            await self.work(number)
+        self.done += 1
+
+    async def work(self, number: int) -> None:
+        self.working.add(number)
+        assert len(self.working) <= self.limit
+        await self.clock.sleep(self.random.choice((0, 0.1, 0.3)))
+        self.working.discard(number)
+
+
 async def test_random_trees_finish(clock: VirtualClock) -> None:
     """Runs that start runs and wait for them, at a limit of one to three: all finish, none above it."""
     seed = int(os.environ.get("SEED") or Random().randrange(1 << 32))
     print(f"seed: {seed}")
-    for tree in range(60):
-        random = Random(f"{seed} {tree}")
-        admission = LocalAdmission(clock=clock)
-        limit = random.choice((1, 1, 2, 3))
-        admission.configure("runs", limit)
-        working: set[int] = set()
-        numbers = count()
-        done = 0
-
-        async def run(depth: int) -> None:
-            nonlocal done
-            number = next(numbers)
-            async with admission.acquire("runs", timeout=None) as permit:
-                for _ in range(random.choice((0, 1, 1, 2))):
-                    await work(number)
-                    children = random.choice((0, 1, 2, 3)) if depth else 0
-                    async with permit.lend(timeout=None):
-                        await asyncio.gather(*(run(depth - 1) for _ in range(children)))
-                await work(number)
-            done += 1
-
-        async def work(number: int) -> None:
-            working.add(number)
-            assert len(working) <= limit
-            await clock.sleep(random.choice((0, 0.1, 0.3)))
-            working.discard(number)
-
-        roots = [asyncio.create_task(run(random.choice((1, 2, 3)))) for _ in range(random.choice((1, 2, 4)))]
+    for number in range(60):
+        random = Random(f"{seed} {number}")
+        grove = Grove(random, clock)
+        depths = random.choices((1, 2, 3), k=random.choice((1, 2, 4)))
+        roots = [asyncio.create_task(grove.run(depth)) for depth in depths]
         await clock.advance(10_000)
         assert all(root.done() and root.exception() is None for root in roots)
-        assert done == next(numbers)
-        assert admission.limits()["runs"].used == 0
-        assert admission.kernel.live == set()
+        assert grove.done == grove.begun
+        assert grove.admission.limits()["runs"].used == 0
+        assert grove.admission.kernel.live == set()
 
 
 Tree = tuple["Tree", ...]
@@ -343,8 +347,7 @@ Tree = tuple["Tree", ...]
 
 def trees(nodes: int) -> Iterator[Tree]:
     """Every tree of so many nodes, told apart by the order of children as well."""
-    for forest in forests(nodes - 1):
-        yield forest
+    yield from forests(nodes - 1)
 
 
 def forests(nodes: int) -> Iterator[tuple[Tree, ...]]:

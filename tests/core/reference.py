@@ -179,7 +179,7 @@ class Reference:
     # circles
 
     def circle(self) -> list[Wait]:
-        """From the oldest who waits in vain, on to the youngest of those who keep what it lacks, and so on."""
+        """From the oldest who waits in vain on to the youngest who keeps what it lacks, and so on."""
         vain = [w for w in self.waiters if w.below or self.may_reserve(w)]
         while (still := [w for w in vain if self.lacking(w, vain)]) != vain:
             vain = still
