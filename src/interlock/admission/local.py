@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+_new = object.__new__
+
+
 class GateReading(NamedTuple):
     """``granted`` counts the units ever granted through the gate (the difference of two readings matters),
     ``granted_since`` those granted after a given moment and still held."""
@@ -83,7 +86,9 @@ class LocalAdmission(Shell):
         for an unknown name, `InvalidOperation` for a key in use with other names or a released parent,
         and `Unavailable` when the admission is closed.
         """
-        request = Acquisition(self, names)
+        request = _new(Acquisition)  # made for every call: the detour over __init__ would show
+        request._admission = self
+        request.names = names
         if (
             key is not None
             or owner is not None

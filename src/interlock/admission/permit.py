@@ -7,6 +7,7 @@ import warnings
 from copy import copy
 from functools import partial
 from threading import get_ident
+from types import coroutine
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from interlock.admission.readings import permit_id
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 DEFAULT_TIMEOUT: Final = 300.0
 """Seconds that an acquire waits when its caller says nothing."""
+
+
+_new = object.__new__
 
 
 class Granting(Protocol):
@@ -207,7 +211,6 @@ class Acquisition:
     timeout: float | None = DEFAULT_TIMEOUT
     lease: float | None = None
     on_queued: Callable[[], object] | None = None
-    _entering = False
     _first: Callable[[], Awaitable[object]] | None = None
     _permit: Permit
 
@@ -251,21 +254,30 @@ class Acquisition:
         self._first = step
 
     def __await__(self) -> Generator[Any, None, Permit]:
-        if self._first is not None:
-            yield from self._first().__await__()
-        record = self._admission._take(self.names) if self.plain else None
-        if record is not None:
-            permit = Permit(self._admission, record, self.names)
-        else:
-            permit = yield from self._admission._admit(self)
-        if self._entering:
-            self._permit = permit
-            permit._entered += 1
+        return self._at_once() or (yield from self._in_turn())
+
+    @coroutine
+    def __aenter__(self) -> Generator[Any, None, Permit]:
+        permit = self._permit = self._at_once() or (yield from self._in_turn())
+        permit._entered += 1
         return permit
 
-    def __aenter__(self) -> Awaitable[Permit]:
-        self._entering = True
-        return self
+    def _at_once(self) -> Permit | None:
+        """The short way, if there is one."""
+        record = self._admission._take(self.names) if self.plain else None
+        if record is None:
+            return None
+        permit = _new(Permit)  # made for every call: the detour over __init__ would show
+        permit._admission = self._admission
+        permit._record = record
+        permit._entered = 0
+        permit.limits = self.names
+        return permit
+
+    def _in_turn(self) -> Generator[Any, None, Permit]:
+        if self._first is not None:
+            yield from self._first().__await__()
+        return (yield from self._admission._admit(self))
 
     def __aexit__(
         self,
