@@ -56,7 +56,11 @@ def test_every_test_that_is_named_exists() -> None:
 @pytest.mark.parametrize("rule", RULES)
 def test_every_rule_test_says_its_rule(rule: str) -> None:
     """A test that is called after a rule states in its docstring what of that rule it shows."""
-    tests = functions_of("tests/core/test_rules.py")
+    tests = {
+        name: says
+        for path in ROOT.glob("tests/core/test_rules_*.py")
+        for name, says in functions_of(str(path.relative_to(ROOT))).items()
+    }
     of_rule = {name: says for name, says in tests.items() if name.startswith(f"test_r{int(rule[1:]):02}_")}
     assert of_rule
     assert [name for name, says in of_rule.items() if not says.startswith(f"{rule}: ")] == []
