@@ -22,7 +22,7 @@ from interlock.config import ServerConfig
 from interlock.http.app import create_app
 from interlock.http.gateway.call import GatewayProvider
 from interlock.http.gateway.proxy import Gateway
-from interlock.http.gateway.upstream import AiohttpUpstream
+from interlock.http.gateway.upstream import HttpUpstream
 from interlock.provider.gate import ProviderGate
 from interlock.secret import Secret
 
@@ -242,7 +242,7 @@ async def gateway(
         for provider in known:
             if limit is not None:
                 await gate.set_limit(provider.id, limit)
-        client = AiohttpUpstream(first_byte=first_byte, idle=idle)
+        client = HttpUpstream(first_byte=first_byte, idle=idle)
         stack.push_async_callback(client.aclose)
         byname = {provider.id: provider for provider in known}
         app = Gateway(gate, client, byname, also=("streams", "global"), **options)

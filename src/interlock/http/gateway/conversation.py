@@ -302,22 +302,19 @@ _PIECE: Final = 64 * 1024
 _INFLATED_MAX: Final = 2 * 1024 * 1024  # for one chunk; no answer compresses like that
 
 _COLON: Final = rb"[ \t\r\n]{0,64}:[ \t\r\n]{0,64}"
-# Each begins with its literal name: that is what makes the search fast.
-_SIGNS: Final = tuple(
-    (name, re.compile(name + _COLON + rest))
-    for name, rest in (
-        (rb'"finish_reason"', rb'"([A-Za-z_]{1,40})"'),
-        (rb'"stop_reason"', rb'"([A-Za-z_]{1,40})"'),
-        # Some servers, and a forced tool call, finish with "stop": the calls themselves tell.
-        (rb'"tool_calls"', rb"(\[)[ \t\r\n]{0,64}\{"),
-        (rb'"function_call"', rb'(\{)[ \t\r\n]{0,64}"(?:name|arguments)"'),
-        (
-            rb'"type"',
-            rb'"((?:function|custom_tool|computer|local_shell|apply_patch)_call'
-            rb"|mcp_approval_request"
-            rb'|response\.(?:completed|incomplete|failed|cancelled))"',
-        ),
-    )
+_REASON: Final = _COLON + rb'"([A-Za-z_]{1,40})"'
+# A branch for each name: the search then passes over a quote by the byte behind it.
+_SIGN: Final = re.compile(
+    rb'"(?:'
+    rb'finish_reason"' + _REASON + rb"|"
+    rb'stop_reason"' + _REASON + rb"|"
+    # Some servers, and a forced tool call, finish with "stop": the calls themselves tell.
+    rb'tool_calls"' + _COLON + rb"(\[)[ \t\r\n]{0,64}\{|"
+    rb'function_call"' + _COLON + rb'(\{)[ \t\r\n]{0,64}"(?:name|arguments)"|'
+    rb'type"' + _COLON + rb'"((?:function|custom_tool|computer|local_shell|apply_patch)_call'
+    rb"|mcp_approval_request"
+    rb'|response\.(?:completed|incomplete|failed|cancelled))"'
+    rb")"
 )
 _GOES_ON: Final = frozenset(
     b"tool_calls function_call tool_use pause_turn compaction [ { custom_tool_call computer_call"
@@ -332,8 +329,8 @@ class TurnScanner:
     """Watches an answer pass and tells whether the turn goes on after it.
 
     Fed with the body as it passes, in any pieces, JSON or server-sent events. It keeps a tail of
-    512 bytes. Inside of JSON text every quote is escaped, so a name with bare quotes and a colon
-    behind it is a member and never something that the model said.
+    512 bytes, and none between two events. Inside of JSON text every quote is escaped, so a name
+    with bare quotes and a colon behind it is a member and never something that the model said.
     """
 
     def __init__(self, content_encoding: str = "") -> None:
@@ -389,13 +386,11 @@ class TurnScanner:
         start = 1 if self._cut else 0
         if self._json is None and (head := data.lstrip()):
             self._json = head.startswith(b"{")
-        for name, pattern in _SIGNS:
-            if name in data:
-                for match in _members(pattern, data, start):
-                    if match[1] in _GOES_ON:
-                        self._calls = True
-                    else:
-                        self._stops = True
+        for match in _members(_SIGN, data, start):
+            if match[match.lastindex or 0] in _GOES_ON:
+                self._calls = True
+            else:
+                self._stops = True
         if self._json:
             # Of a JSON body only: in a stream the same members say that it has begun.
             self._object = self._object or any(_members(_OBJECT, data, start))
@@ -404,8 +399,10 @@ class TurnScanner:
             for match in _members(_RESPONSE_ID, data, start):
                 self.response_id = match[1].decode()
                 break
-        self._cut = self._cut or len(data) > _TAIL
-        self._tail = data[-_TAIL:]
+        if self._json is False and data.endswith((b"\n\n", b"\r\n\r\n")):
+            self._tail, self._cut = b"", False
+        else:
+            self._tail, self._cut = data[-_TAIL:], self._cut or len(data) > _TAIL
 
 
 def _members(pattern: re.Pattern[bytes], data: bytes, start: int) -> Iterator[re.Match[bytes]]:

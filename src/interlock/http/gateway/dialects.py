@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 import re
-import zlib
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
+
+from interlock.provider.retry import inflated
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,7 +25,6 @@ PING: Final = b": ping\n\n"
 
 _RETRY_AFTER_MAX: Final = 900.0
 _EXCERPT: Final = 500
-_PLAIN_MAX: Final = 64 * 1024
 _UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\s]+")
 _QUOTA: Final = ("quota", "insufficient_quota")
 
@@ -67,7 +67,7 @@ def upstream_error_event(dialect: Dialect, status: int, body: bytes, content_enc
     What it said is kept member by member where it has the shape of an error; else its text, or the
     beginning of it, becomes the message.
     """
-    body = _plain(body, content_encoding)
+    body = inflated(body, content_encoding)
     answer = _decoded(body)
     error = answer.get("error")
     if not (isinstance(error, dict) and isinstance(error.get("message"), str)):
@@ -116,16 +116,6 @@ def _event(dialect: Dialect, whole: dict[str, Any]) -> bytes:
         flat = {name: error.get(name) for name in ("code", "message", "param")}
         whole = {"type": "error", **flat, "sequence_number": 0, **whole}
     return b"event: error\ndata: " + msgspec.json.encode(whole) + b"\n\n"
-
-
-def _plain(body: bytes, content_encoding: str) -> bytes:
-    """*body* decompressed as far as it may matter; as it is if that cannot be done."""
-    if content_encoding.strip().lower() not in ("gzip", "x-gzip", "deflate"):
-        return body
-    try:
-        return zlib.decompressobj(wbits=47).decompress(body, _PLAIN_MAX)
-    except zlib.error:
-        return b""
 
 
 def _decoded(body: bytes) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from functools import lru_cache
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from interlock.errors import ValidationError
@@ -33,7 +34,7 @@ _NOT_SENT_DOWN: Final = _HOP_BY_HOP | frozenset(
 _NOT_UP_PREFIXES: Final = (b"x-interlock-", b"x-forwarded-", b"proxy-")
 _NOT_DOWN_PREFIXES: Final = (b"x-interlock-", b"access-control-", b"proxy-")
 _CREDENTIALS: Final = (b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key")
-_CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_CONTROLS: Final = bytes({*range(32), 127} - {9})
 
 _TARGET_MAX: Final = 8 * 1024
 _GATEWAY_PATH: Final = re.compile(rb"/gateway/[^/]+")
@@ -53,29 +54,35 @@ def request_headers(
     does, and the key goes where the caller's was. Raises ``ValidationError`` for a field that no
     parser should have let in.
     """
-    if _CONTROL.search(b"".join(part for field in raw for part in field)):
-        name = next(name for name, value in raw if _CONTROL.search(name + value))
+    if _holds_control(b"".join(chain.from_iterable(raw))):
+        name = next(name for name, value in raw if _holds_control(name + value))
         raise ValidationError(f"header {_text(name.lower())!r} holds a control character; send it without")
     dropped = _named_in_connection(raw)
     kept: list[tuple[str, str]] = []
     used: list[bytes] = []
     for name, value in raw:
-        lower = name.lower()
-        if _stays(lower) or lower in dropped:
+        lower, text = _sent_up(name)
+        if text is None or lower in dropped:
             continue
         if api_key is not None and lower in _CREDENTIALS:
             used.append(lower)
         else:
-            kept.append((_text(name), _text(value)))
+            kept.append((text, _text(value)))
     if api_key is not None:
         kept.append(_credential(api_key, used, dialect))
     return kept
 
 
+def _holds_control(data: bytes) -> bool:
+    return len(data.translate(None, _CONTROLS)) != len(data)
+
+
 @lru_cache(maxsize=1024)
-def _stays(name: bytes) -> bool:
-    """Whether a field of this name never goes up."""
-    return name in _NOT_SENT_UP or name.startswith(_NOT_UP_PREFIXES)
+def _sent_up(name: bytes) -> tuple[bytes, str | None]:
+    """*name* in lower case, and as text; None for a field that never goes up."""
+    lower = name.lower()
+    stays = lower in _NOT_SENT_UP or lower.startswith(_NOT_UP_PREFIXES)
+    return lower, None if stays else _text(name)
 
 
 def _credential(api_key: str, used: list[bytes], dialect: Dialect) -> tuple[str, str]:
@@ -91,13 +98,13 @@ def response_headers(raw: Sequence[tuple[bytes, bytes]]) -> RawHeaders:
     dropped = _named_in_connection(raw)
     if any(name.lower() == b"transfer-encoding" for name, _ in raw):
         dropped.add(b"content-length")  # it would not be the length of what follows
-    return [
-        (name, value)
-        for name, value in raw
-        if (lower := name.lower()) not in _NOT_SENT_DOWN
-        and lower not in dropped
-        and not lower.startswith(_NOT_DOWN_PREFIXES)
-    ]
+    return [field for field in raw if _goes_down(field[0]) and field[0].lower() not in dropped]
+
+
+@lru_cache(maxsize=1024)
+def _goes_down(name: bytes) -> bool:
+    lower = name.lower()
+    return lower not in _NOT_SENT_DOWN and not lower.startswith(_NOT_DOWN_PREFIXES)
 
 
 def _named_in_connection(raw: Sequence[tuple[bytes, bytes]]) -> set[bytes]:
@@ -128,11 +135,22 @@ def upstream_path(raw_path: bytes, query: bytes) -> str:
         raise ValidationError(
             f"path and query have {len(raw_path) + len(query)} bytes; send at most {_TARGET_MAX}"
         )
+    path = _below(raw_path)
+    if not query:
+        return path
+    if not _QUERY.fullmatch(query):
+        raise ValidationError("the query has characters that a URL may not; percent-encode them")
+    return f"{path}?{query.decode('ascii')}"
+
+
+# A query is not remembered: it may hold a key.
+@lru_cache(maxsize=256)
+def _below(raw_path: bytes) -> str:
     prefix = _GATEWAY_PATH.match(raw_path)
     if prefix is None:
         raise ValidationError("path must begin with /gateway/{provider}")
     path = raw_path[prefix.end() :]
-    if not _PATH.fullmatch(path) or not _QUERY.fullmatch(query):
+    if not _PATH.fullmatch(path):
         raise ValidationError("path has characters that a URL may not; percent-encode them")
     if b"//" in path or _DISGUISED.search(path):
         raise ValidationError(
@@ -143,7 +161,7 @@ def upstream_path(raw_path: bytes, query: bytes) -> str:
     segments = (segment.partition(b";")[0] for segment in _DOT.sub(b".", path).split(b"/"))
     if any(segment in (b".", b"..") for segment in segments):
         raise ValidationError("path has a dot segment; send the path that it stands for")
-    return (path + b"?" + query if query else path).decode("ascii")
+    return path.decode("ascii")
 
 
 def concurrency_headers(

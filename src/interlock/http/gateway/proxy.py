@@ -27,7 +27,14 @@ from interlock.http.gateway.headers import (
 )
 from interlock.http.gateway.reply import Reply
 from interlock.http.gateway.upstream import Upstream, UpstreamError, UpstreamResponse
-from interlock.provider.signals import classify
+from interlock.provider.retry import (
+    EXCERPT,
+    WITHOUT_PERMIT,
+    helps_to_retry,
+    read_refusal,
+    report_refusal,
+    seconds_before,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -41,12 +48,6 @@ if TYPE_CHECKING:
     Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 log = logging.getLogger(__name__)
-
-_WITHOUT_PERMIT = frozenset(("GET", "HEAD", "OPTIONS"))
-_RETRIED = frozenset((429, 529))
-_EXCERPT = 64 * 1024
-_OVERLOAD_PAUSE = 5.0
-"""Seconds to pause for an overload that names no time: it passes sooner than a rate window."""
 
 
 @dataclass(slots=True)
@@ -129,7 +130,7 @@ class Gateway:
 
         watching = asyncio.get_running_loop().create_task(watch())
         try:
-            if call.method in _WITHOUT_PERMIT:
+            if call.method in WITHOUT_PERMIT:
                 await self._pass_without_permit(call)
             else:
                 await self._pass(call)
@@ -167,9 +168,8 @@ class Gateway:
         if call.facts.streaming:
             call.reply.ping_later(self._now() - call.arrived)
         began = self._now()
-        paused_until = self._gate.reading(call.provider.id).paused_until or 0.0
         try:
-            await asyncio.sleep(max(0.0, _delay(attempt) - max(0.0, paused_until - began)))
+            await asyncio.sleep(seconds_before(self._gate, call.provider.id, attempt))
         finally:
             call.waited += self._now() - began
 
@@ -202,7 +202,7 @@ class Gateway:
             else:
                 excerpt = await self._excerpt(call, response)
                 if excerpt.signal is not None:
-                    self._report(call, permit, excerpt.signal)
+                    report_refusal(self._gate, call.provider.id, permit, excerpt.signal)
                 if excerpt.signal is not None and self._again(call, excerpt, attempt):
                     return excerpt
                 outcome = "success" if response.status < 500 and excerpt.signal is None else "failed"
@@ -238,7 +238,7 @@ class Gateway:
             headers.append(("accept-encoding", "identity"))
         # A plain answer comes all at once: its first byte may take as long as its caller waits.
         patience = None if call.facts.streaming else max(120.0, call.deadline - self._now())
-        body = call.body if call.body or call.method not in _WITHOUT_PERMIT else None
+        body = call.body if call.body or call.method not in WITHOUT_PERMIT else None
         try:
             return await self._upstream.send(call.method, call.url, headers, body, timeout=patience)
         finally:
@@ -260,12 +260,16 @@ class Gateway:
         if permit is not None:
             # A client that reads slowly does not keep what the provider is done with.
             response.when_ended(permit.release)
+        last = b""
         try:
             async for chunk in response.chunks():
                 if permit is not None:
                     permit.touch()
                 scanner.feed(chunk)
-                await reply.chunk(chunk)
+                if response.ended:
+                    last = chunk  # one write for it and for the end
+                else:
+                    await reply.chunk(chunk)
         except UpstreamError as error:
             if not events:
                 # The client must not take a torn answer for a whole one: its connection is cut as well.
@@ -274,7 +278,7 @@ class Gateway:
             return "failed"
         if permit is not None and call.conversation is not None:
             self._turns.observe(call.conversation, scanner.ended, scanner.response_id, self._now())
-        await reply.end()
+        await reply.end(last)
         return "success"
 
     async def _upstream_failed(self, call: Call, error: UpstreamError) -> None:
@@ -288,40 +292,37 @@ class Gateway:
         body = bytearray()
         async for chunk in response.chunks():
             body += chunk
-            if len(body) > _EXCERPT:
+            if len(body) > EXCERPT:
                 break
         text = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in response.headers]
-        signal = classify(
+        signal = read_refusal(
             response.status,
             text,
             bytes(body),
-            provider=call.provider.id,
+            provider_id=call.provider.id,
             wordings=call.provider.wordings,
             now=self._now(),
         )
         return _Excerpt(response.status, response.headers, bytes(body), signal)
 
-    def _report(self, call: Call, permit: Permit, signal: RateLimitSignal) -> None:
-        pause = signal.retry_after
-        if pause is None and signal.reason == "overload":
-            pause = _OVERLOAD_PAUSE
-        log.info("%s said too much (%s): %s", call.provider.id, signal.reason, signal.message)
-        self._gate.report_rate_limit(call.provider.id, pause, permit=permit, reason=signal.reason)
-
     def _again(self, call: Call, excerpt: _Excerpt, attempt: int) -> bool:
         """Whether asking again can help before the caller's deadline."""
         assert excerpt.signal is not None
-        if excerpt.status not in _RETRIED or excerpt.signal.reason == "quota":
-            return False
-        paused_until = self._gate.reading(call.provider.id).paused_until or 0.0
-        return max(self._now() + _delay(attempt + 1), paused_until) < call.deadline
+        return helps_to_retry(
+            self._gate,
+            call.provider.id,
+            excerpt.status,
+            excerpt.signal,
+            attempt=attempt,
+            deadline=call.deadline,
+        )
 
     async def _pass_excerpt(
         self, call: Call, excerpt: _Excerpt, response: UpstreamResponse | None = None
     ) -> None:
         """The upstream's own error, unchanged; the rest of a long one follows as it comes."""
         headers = self._headers(call, response_headers(excerpt.headers))
-        if response is None or len(excerpt.body) <= _EXCERPT or call.reply.pinged:
+        if response is None or len(excerpt.body) <= EXCERPT or call.reply.pinged:
             await call.reply.whole(excerpt.status, headers, excerpt.body)
             return
         await call.reply.start(excerpt.status, headers)
@@ -347,8 +348,3 @@ class Gateway:
                 paused_until = self._gate.reading(provider.id).paused_until or 0.0
                 retry_after = max(retry_after, paused_until - self._now())
         await reply.refuse(error.status, error.code, error.message, retry_after=retry_after)
-
-
-def _delay(attempt: int) -> float:
-    """Seconds before the attempt of this number, the first being 0."""
-    return float(min(8.0, 0.01 * 2**attempt))

@@ -1,51 +1,34 @@
 """The call to the provider: bytes out, bytes back as they come, and a close that is felt at once.
 
-aiohttp, because it carries many times what the alternatives do. It is kept from everything clever:
-no decompression, redirects, cookies, proxies from the environment or headers of its own.
+A client of our own, because a proxy needs little of what others do, and pays for all of it: nothing is
+decompressed, followed, kept as a cookie, taken from the environment or added but ``Host`` and
+``Content-Length``. The parser is llhttp, as on the side of the server.
 """
 
 from __future__ import annotations
 
 import asyncio
-import io
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+import re
+import socket
+import ssl
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from urllib.parse import urlsplit
 
-import aiohttp
-from aiohttp.http_exceptions import HttpProcessingError
-from multidict import CIMultiDict
-from yarl import URL
+import aiohappyeyeballs
+
+from interlock.http.gateway.answer import UpstreamError
+from interlock.http.gateway.connection import Connection, Times
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
 
-    from aiohttp.client_proto import ResponseHandler
+__all__ = ["HttpUpstream", "Upstream", "UpstreamError", "UpstreamResponse"]
 
-FailureKind = Literal["connect", "timeout", "reset", "redirect", "protocol"]
-
-_HEADERS_MAX: Final = 64 * 1024
-_FIELDS_MAX: Final = 256
-_BYTES_SENT_AT_ONCE: Final = 1024 * 1024
-_READ_AHEAD: Final = 256 * 1024
-"""Of an answer whose reader is slow; so the provider is done with most of them when it is done."""
-_FAILURES: Final = (aiohttp.ClientError, HttpProcessingError, OSError, ValueError)
-
-
-class UpstreamError(Exception):
-    """The provider gave no proper answer, or not all of it.
-
-    The message names its host, and never the query, a header or a key. ``connect`` means that
-    nothing of the request was sent.
-    """
-
-    def __init__(self, kind: FailureKind, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
-        self.message = message
-
-    @property
-    def status(self) -> int:
-        """The status to answer with."""
-        return 504 if self.kind == "timeout" else 502
+_URL: Final = re.compile(r"(https?://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]+)?)([/?][!-\"$-~]*)?")
+_NEXT_ADDRESS_AFTER: Final = 0.25
+"""Seconds before another address of the host is tried beside the one that does not answer, as in RFC 8305."""
+_SENT_AGAIN: Final = frozenset(("GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"))
 
 
 class UpstreamResponse(Protocol):
@@ -59,6 +42,11 @@ class UpstreamResponse(Protocol):
         """As they came, in order, duplicates and all."""
         ...
 
+    @property
+    def ended(self) -> bool:
+        """Whether the body is whole, and ``chunks`` has given out all of it."""
+        ...
+
     def chunks(self) -> AsyncIterator[bytes]:
         """The body as it comes, undecoded. Raises ``UpstreamError`` where it breaks off."""
         ...
@@ -68,7 +56,7 @@ class UpstreamResponse(Protocol):
         ...
 
     def close(self) -> None:
-        """Drop the connection now, unless the body has been read to its end. Twice is no error."""
+        """Drop the connection now, unless the whole body is here. Twice is no error."""
         ...
 
 
@@ -97,12 +85,23 @@ class Upstream(Protocol):
         ...
 
 
-class AiohttpUpstream:
-    """``Upstream`` over one aiohttp session, opened by the first call.
+class _Origin(NamedTuple):
+    """Where connections lead. *authority* is for the Host field, *shown* for errors."""
 
-    All times are in seconds. *first_byte* bounds the wait for the header of an answer, and again
-    the wait for the first piece of its body; *idle* the wait for each later piece; *total* all of
-    it. The number of connections is not limited here: that is what permits are for.
+    secure: bool
+    host: str
+    port: int
+    authority: str
+    shown: str
+
+
+class HttpUpstream:
+    """``Upstream`` over HTTP/1.1 connections that are kept for the next call.
+
+    All times are in seconds. *connect* bounds the way to a connection; *first_byte* the wait for the header
+    of an answer, and again the wait for the first piece of its body; *idle* the wait for each later piece;
+    *total* all of it. A connection that is not used closes after *keep_alive*. The number of connections is
+    not limited here: that is what permits are for.
     """
 
     def __init__(
@@ -112,13 +111,20 @@ class AiohttpUpstream:
         first_byte: float = 120.0,
         idle: float = 120.0,
         total: float = 3600.0,
+        keep_alive: float = 15.0,
     ) -> None:
         self._connect = connect
-        self._first_byte = first_byte
-        self._idle = idle
-        self._total = total
-        self._session: aiohttp.ClientSession | None = None
+        self._times = Times(first_byte, idle, total)
+        self._keep_alive = keep_alive
+        self._free: dict[_Origin, dict[Connection, None]] = {}
+        """By last use: the connections that can carry a call."""
+        self._connections: set[Connection] = set()
+        self._tls: ssl.SSLContext | None = None
         self._closed = False
+
+    def __repr__(self) -> str:
+        free = sum(map(len, self._free.values()))
+        return f"<HttpUpstream: {len(self._connections)} connections, {free} of them free>"
 
     async def send(
         self,
@@ -130,162 +136,119 @@ class AiohttpUpstream:
         timeout: float | None = None,
     ) -> UpstreamResponse:
         """See ``Upstream.send``."""
-        target = URL(url, encoded=True)
-        host = f"{target.host}:{target.port}"
+        began = asyncio.get_running_loop().time()
+        parts = _URL.fullmatch(url)
+        if parts is None:
+            raise UpstreamError("connect", "the provider's base_url is no URL that a request can be sent to")
+        origin, target = _origin(parts[1]), parts[2] or "/"
         if self._closed:
-            raise UpstreamError("connect", f"cannot reach {host}: the gateway is closing")
-        first_byte = self._first_byte if timeout is None else timeout
-        try:
-            async with asyncio.timeout(first_byte):
-                response = await self._opened().request(
-                    method,
-                    target,
-                    # In one spelling: aiohttp takes the last of two that differ in case.
-                    headers=CIMultiDict((name.lower(), value) for name, value in headers),
-                    data=_payload(body),
-                    allow_redirects=False,
-                    timeout=aiohttp.ClientTimeout(
-                        total=self._total, connect=self._connect, sock_read=first_byte
-                    ),
-                )
-        except _FAILURES as exc:
-            failure = _failure(exc, host)
-        else:
-            return _checked(response, host, self._idle)
-        # Outside of the handler: aiohttp's error holds the URL and all headers, so it must not
-        # travel along as the context of ours.
-        raise failure
+            raise UpstreamError("connect", f"cannot connect to {origin.shown}: the gateway is closing")
+        head = _head(method, target, origin, headers, body)
+        times = self._times if timeout is None else self._times._replace(first_byte=timeout)
+        connection = self._kept(origin)
+        while True:
+            kept = connection is not None
+            if connection is None:
+                connection = await self._connected(origin, min(self._connect, times.first_byte))
+            answer = connection.ask(method, head, body or b"", times, began)
+            try:
+                await answer.head()
+            except UpstreamError as error:
+                # Kept too long: the peer closed it while the request was on its way. Only what may happen
+                # twice is sent again. Of a POST nobody knows whether it was taken: it might be paid twice.
+                if not kept or answer.begun or error.kind != "reset" or method not in _SENT_AGAIN:
+                    raise
+                connection = None
+            except BaseException:
+                answer.close()
+                raise
+            else:
+                return answer
 
     async def aclose(self) -> None:
         """See ``Upstream.aclose``."""
         self._closed = True
-        if self._session is not None:
-            await self._session.close()
+        closing = [connection.closed for connection in self._connections]
+        for connection in list(self._connections):
+            connection.abort()
+        if closing:
+            await asyncio.wait(closing)
 
-    def _opened(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
-                auto_decompress=False,
-                trust_env=False,
-                requote_redirect_url=False,
-                max_line_size=_HEADERS_MAX,
-                max_field_size=_HEADERS_MAX,
-                max_headers=_FIELDS_MAX,
-                read_bufsize=_READ_AHEAD,
-            )
-        return self._session
+    def _kept(self, origin: _Origin) -> Connection | None:
+        free = self._free.get(origin)
+        while free:
+            connection, _ = free.popitem()
+            if connection.usable:
+                return connection
+        return None
 
-
-class _AiohttpResponse:
-    """``UpstreamResponse`` over aiohttp's."""
-
-    def __init__(self, response: aiohttp.ClientResponse, host: str) -> None:
-        self._response = response
-        self._host = host
-        self.status = response.status
-        self.headers = list(response.raw_headers)
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        read = self._response.content.readany
+    async def _connected(self, origin: _Origin, patience: float) -> Connection:
+        """A new connection. What it raises has no context: the words of the error behind it are not ours."""
         try:
-            while chunk := await read():
-                yield chunk
-        except _FAILURES as exc:
-            failure = _failure(exc, self._host)
+            async with asyncio.timeout(patience):
+                connection = await self._connect_to(origin)
+        except ssl.SSLError:
+            reason = "no TLS with a certificate that can be trusted"
+        except TimeoutError:
+            reason = "no answer in time"
+        except (OSError, RuntimeError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or "no connection"
         else:
-            return
-        self.close()
-        raise failure
+            if connection.usable and not self._closed:
+                self._connections.add(connection)
+                return connection
+            connection.abort()
+            reason = "the gateway is closing" if self._closed else "no connection"
+        raise UpstreamError("connect", f"cannot connect to {origin.shown}: {reason}")
 
-    def when_ended(self, callback: Callable[[], object]) -> None:
-        def ended() -> None:
-            callback()
+    async def _connect_to(self, origin: _Origin) -> Connection:
+        loop = asyncio.get_running_loop()
 
-        self._response.content.on_eof(ended)
+        def freed(connection: Connection) -> None:
+            self._free.setdefault(origin, {})[connection] = None
 
-    def close(self) -> None:
-        # Closing waits until what is written has been taken, and for TLS until the peer agrees;
-        # aborting does neither.
-        connection = self._response.connection
-        if connection is not None and connection.transport is not None:
-            connection.transport.abort()
-        self._response.close()
+        def lost(connection: Connection) -> None:
+            self._connections.discard(connection)
+            self._free.get(origin, {}).pop(connection, None)
 
-
-def _checked(response: aiohttp.ClientResponse, host: str, idle: float) -> UpstreamResponse:
-    answer = _AiohttpResponse(response, host)
-    refusal = _refusal(answer, host)
-    if refusal is not None:
-        answer.close()
-        raise refusal
-    if response.connection is not None and response.connection.protocol is not None:
-        response.connection.protocol.read_timeout = idle
-        _tell_of_loss(response, response.connection.protocol)
-    return answer
-
-
-def _tell_of_loss(response: aiohttp.ClientResponse, protocol: ResponseHandler) -> None:
-    """Whoever reads the body learns that the connection is gone: aiohttp does not say so where its
-    parser gave
-    up in the middle of one."""
-    content, closed = response.content, protocol.closed
-    if closed is None or content.is_eof():
-        return
-
-    def lost(gone: asyncio.Future[None]) -> None:
-        error = None if gone.cancelled() else gone.exception()
-        if not content.is_eof():
-            content.set_exception(error or aiohttp.ClientPayloadError())
-
-    closed.add_done_callback(lost)
-    content.on_eof(lambda: _forget(closed, lost))
-
-
-def _forget(closed: asyncio.Future[None], lost: Callable[[asyncio.Future[None]], None]) -> None:
-    closed.remove_done_callback(lost)
-
-
-def _refusal(answer: UpstreamResponse, host: str) -> UpstreamError | None:
-    if 300 <= answer.status < 400 and answer.status != 304:
-        message = (
-            f"{host} answered with a redirect ({answer.status}), which is not followed; "
-            "set base_url to where the provider really is"
+        addresses = await loop.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
+        sock = await aiohappyeyeballs.start_connection(addresses, happy_eyeballs_delay=_NEXT_ADDRESS_AFTER)
+        _, connection = await loop.create_connection(
+            lambda: Connection(origin.shown, keep_alive=self._keep_alive, freed=freed, lost=lost),
+            sock=sock,
+            ssl=self._verifying() if origin.secure else None,
+            server_hostname=origin.host if origin.secure else None,
         )
-        return UpstreamError("redirect", message)
-    if answer.status < 200:
-        message = f"{host} wants to switch protocols, which was not asked for"
-        return UpstreamError("protocol", message)
-    if answer.status > 599:
-        return UpstreamError("protocol", f"{host} answered with {answer.status}, which is no HTTP status")
-    size = sum(len(name) + len(value) + 4 for name, value in answer.headers)
-    if size > _HEADERS_MAX:
-        message = f"the header of the answer of {host} has {size} bytes, over {_HEADERS_MAX}"
-        return UpstreamError("protocol", message)
-    return None
+        return connection
+
+    def _verifying(self) -> ssl.SSLContext:
+        if self._tls is None:
+            self._tls = ssl.create_default_context()
+            self._tls.set_alpn_protocols(["http/1.1"])
+        return self._tls
 
 
-def _payload(body: bytes | None) -> Any:
-    """A large body is written in pieces, so that one upload does not hold up everyone else."""
-    if body is not None and len(body) > _BYTES_SENT_AT_ONCE:
-        return io.BytesIO(body)
-    return body
+@lru_cache(maxsize=256)
+def _origin(url: str) -> _Origin:
+    parts = urlsplit(url)
+    secure = parts.scheme == "https"
+    usual = 443 if secure else 80
+    host = parts.hostname or ""
+    port = parts.port or usual
+    shown = f"[{host}]" if ":" in host else host
+    return _Origin(secure, host, port, shown if port == usual else f"{shown}:{port}", f"{shown}:{port}")
 
 
-def _failure(exc: Exception, host: str) -> UpstreamError:
-    """*exc* in our words. Its own may quote a URL, a header or the answer."""
-    if isinstance(exc, aiohttp.ClientSSLError):
-        message = f"cannot connect to {host}: no TLS with a certificate that can be trusted"
-        return UpstreamError("connect", message)
-    if isinstance(exc, aiohttp.ClientConnectorError):
-        reason = exc.strerror or "no connection"
-        return UpstreamError("connect", f"cannot connect to {host}: {reason}")
-    if isinstance(exc, aiohttp.ConnectionTimeoutError):
-        return UpstreamError("connect", f"cannot connect to {host}: no answer in time")
-    if isinstance(exc, TimeoutError):
-        return UpstreamError("timeout", f"{host} took too long to answer")
-    if isinstance(exc, OSError | aiohttp.ClientConnectionError | aiohttp.ClientPayloadError):
-        return UpstreamError("reset", f"{host} closed the connection before the answer was whole")
-    return UpstreamError("protocol", f"the answer of {host} is not proper HTTP")
+def _head(
+    method: str, target: str, origin: _Origin, headers: Iterable[tuple[str, str]], body: bytes | None
+) -> bytes:
+    slash = "" if target.startswith("/") else "/"
+    lines = [f"{method} {slash}{target} HTTP/1.1", f"Host: {origin.authority}"]
+    lines += [f"{name}: {value}" for name, value in headers]
+    if body is not None:
+        lines.append(f"Content-Length: {len(body)}")
+    text = "\n".join(lines)
+    if text.count("\n") != len(lines) - 1 or "\r" in text or "\0" in text:
+        message = f"the request for {origin.shown} has a line break in a header field; it was not sent"
+        raise UpstreamError("protocol", message)
+    return (text.replace("\n", "\r\n") + "\r\n\r\n").encode()
