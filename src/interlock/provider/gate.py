@@ -8,30 +8,47 @@ one.
 
 from __future__ import annotations
 
+import asyncio
+import logging
+from asyncio.events import _get_running_loop
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from interlock.admission.callback import call_back
 from interlock.admission.local import LocalAdmission
 from interlock.admission.permit import DEFAULT_TIMEOUT, Acquisition, Permit
 from interlock.admission.readings import LimitReading, read_limit
-from interlock.admission.validation import check_capacity
+from interlock.admission.remote import RemoteAdmission
+from interlock.admission.validation import check_capacity, check_seconds
 from interlock.core import headroom as headrooms
 from interlock.core.headroom import Headroom
-from interlock.errors import Unavailable, ValidationError
-from interlock.provider.persistence import CooldownSetting, SettingsWriter
-from interlock.provider.policy import ProviderPolicy, Recovery
+from interlock.errors import AcquireTimeout, Unavailable, ValidationError
+from interlock.provider.persistence import CooldownSetting, SettingsWriter, Shared
+from interlock.provider.policy import (
+    LONGEST_PAUSE,
+    ProviderPolicy,
+    Recovery,
+    check_cooldowns,
+    check_pause,
+    check_provider,
+)
 from interlock.provider.poller import UsagePoller
 from interlock.provider.signals import REASONS
 from interlock.provider.state import Provider, ProviderStatus
+from interlock.provider.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from interlock.ports import Clock, Settings, TimerHandle, UsageSource
+    from interlock.ports import Admission, Clock, Fenced, Settings, UsageSource
     from interlock.provider.signals import Reason
 
-_LONGEST_PAUSE = 86_400.0
+log = logging.getLogger(__name__)
+
+_READS_WITHIN = 1.0
+"""Seconds for the settings where the caller has none to give."""
+_CLOSES_WITHIN = 10.0
 
 
 class ProviderGate:
@@ -46,11 +63,19 @@ class ProviderGate:
         on_pause, on_limit_reduced, on_reclaim: called after the state has changed; what they raise is logged.
     """
 
+    def __new__(cls, *, admission: Admission | None = None, **_: Any) -> ProviderGate:
+        """Where the admission is a server's, so is the gate: a `RemoteGate`."""
+        if cls is ProviderGate and isinstance(admission, RemoteAdmission):
+            from interlock.provider.remote import RemoteGate
+
+            return super().__new__(RemoteGate)
+        return super().__new__(cls)
+
     def __init__(
         self,
         *,
         clock: Clock | None = None,
-        admission: LocalAdmission | None = None,
+        admission: Admission | None = None,
         fetch_usage: UsageSource | None = None,
         settings: Settings | None = None,
         default_cooldown: float = 0.35,
@@ -78,22 +103,23 @@ class ProviderGate:
             recovery=recovery,
             recovery_window=recovery_window,
         )
-        if not 0 < watchdog_interval <= 86_400:
-            raise ValidationError(f"watchdog_interval is {watchdog_interval!r}; allowed are seconds above 0")
         self._policies = dict(policies or {})
         self._own_admission = admission is None
+        if not isinstance(admission, LocalAdmission | None):
+            raise ValidationError(
+                "admission is of a foreign kind; allowed are LocalAdmission and RemoteAdmission"
+            )
         self.admission = admission or LocalAdmission(clock=clock)
         self.clock = self.admission.clock
         self._fetch_usage = fetch_usage
         self._usage_sources = dict(usage_sources or {})
-        self._writer = None if settings is None else SettingsWriter(settings)
+        self._writer = None if settings is None else SettingsWriter(settings, self.clock)
         self._loaded = settings is None
-        self._watchdog_interval = watchdog_interval
-        self._watchdog: TimerHandle | None = None
+        self._loading = Shared(self._load)
         self._on_pause = on_pause
         self._on_limit_reduced = on_limit_reduced
-        self._on_reclaim = on_reclaim
         self._providers: dict[str, Provider] = {}
+        self._watchdog = Watchdog(self.admission, self._providers, watchdog_interval, on_reclaim)
         self._closed = False
 
     # -- asking
@@ -114,7 +140,7 @@ class ProviderGate:
 
         *conversation_id* names the holder. *also* are further limits of the same admission, taken
         together with the slot or not at all. Raises as `LocalAdmission.acquire`; `Unavailable` once the
-        gate is closed.
+        gate is closed. *timeout* includes the reading of the settings; 0 allows a second for it.
         """
         provider = self._provider(provider_id)
         request = self.admission.acquire(
@@ -127,16 +153,35 @@ class ProviderGate:
             timeout=timeout,
             on_queued=on_queued,
         )
-        request.first(self._ready)
-        if self._watchdog is None:
-            self._watch()
+        request.first(self._ready if self._loaded else partial(self._ready, request))
         return request
 
-    async def _ready(self) -> None:
-        if not self._loaded:
-            await self.load()
+    async def _ready(self, request: Acquisition | None = None) -> None:
+        if request is not None and not self._loaded and not self._closed:
+            await self._loaded_for(request)
         if self._closed:
             raise Unavailable("the gate is closed")
+        if self._watchdog.wake():
+            self._settle_in()
+
+    def _settle_in(self) -> None:
+        """A second asyncio.run(), perhaps: timers that were set belong to a loop that no longer turns."""
+        for provider in self._providers.values():
+            if provider.recovery_loop is not asyncio.get_running_loop():
+                self._schedule_recovery(provider)
+            if provider.poller is not None:
+                provider.poller.settle_in()
+
+    async def _loaded_for(self, request: Acquisition) -> None:
+        began, timeout = self.clock.now(), request.timeout
+        check_seconds("timeout", timeout)
+        patience = _READS_WITHIN if timeout == 0 else timeout
+        until = None if patience is None else began + patience
+        if not await self._loading.wait(self.clock, until):
+            reason = f"the settings of the gate were not read within {patience:g} s"
+            raise AcquireTimeout(reason) if timeout else Unavailable(reason)
+        if timeout:
+            request.timeout = max(0.001, began + timeout - self.clock.now())
 
     # -- 429
 
@@ -145,7 +190,7 @@ class ProviderGate:
         provider_id: str,
         retry_after: float | None = None,
         *,
-        permit: Permit | None = None,
+        permit: Fenced | None = None,
         reason: Reason = "concurrency",
     ) -> None:
         """The provider answered "too much": pause it for *retry_after* seconds (default: ``default_pause``).
@@ -157,19 +202,20 @@ class ProviderGate:
             raise ValidationError(f"reason is {reason!r}; allowed are {', '.join(REASONS)}")
         provider = self._provider(provider_id)
         seconds = provider.policy.default_pause if retry_after is None else retry_after
-        if not 0 <= seconds <= _LONGEST_PAUSE:  # also False for NaN
+        if not 0 <= seconds <= LONGEST_PAUSE:  # also False for NaN
             seconds = provider.policy.default_pause
-        provider.reason = reason
         until = self.clock.now() + seconds
         provider.reported_until = max(provider.reported_until, until)
         self.admission.pause(provider.limit_name, until)
-        before = provider.headroom
+        before, known = provider.headroom, provider.record()
+        provider.reason = reason
         if reason == "concurrency":
             fence = None if permit is None else permit.fence
             provider.headroom = headrooms.cut(before, self.admission.kernel.fence, fence)
         self._schedule_recovery(provider)
         if provider.headroom is not before:
             self._apply(provider)
+        if provider.record() != known:
             self._note(provider)
         if self._on_pause is not None:
             call_back(self._on_pause, provider_id, seconds)
@@ -179,8 +225,7 @@ class ProviderGate:
 
     def pause(self, provider_id: str, seconds: float) -> None:
         """Admit nobody to *provider_id* for *seconds*; a pause only grows."""
-        if not 0 <= seconds <= _LONGEST_PAUSE:
-            raise ValidationError(f"seconds is {seconds!r}; allowed are 0 to {_LONGEST_PAUSE:g}")
+        check_pause(seconds)
         self.admission.pause(self._provider(provider_id).limit_name, self.clock.now() + seconds)
 
     def resume(self, provider_id: str) -> None:
@@ -237,19 +282,20 @@ class ProviderGate:
     async def set_cooldown(
         self,
         provider_id: str,
-        cooldown: float,
+        cooldown: float | None,
         *,
         cancelled: float | None = None,
         failed: float | None = None,
     ) -> None:
         """How long a slot stays taken after its release, in seconds, by how the call ended (None: as after
-        success). Holds for later releases; needs no limit. Returns when it is durable."""
-        for name, seconds in (("cooldown", cooldown), ("cancelled", cancelled), ("failed", failed)):
-            if seconds is not None and not 0 <= seconds <= 86_400:
-                raise ValidationError(f"{name} is {seconds!r}; allowed are 0 to 86400 seconds")
+        success). Holds for later releases; needs no limit. Returns when it is durable.
+
+        None as *cooldown* goes back to the configuration's cooldown, or the default.
+        """
+        check_cooldowns(cooldown, cancelled, failed)
         await self.load()
         provider = self._provider(provider_id)
-        provider.cooldown = CooldownSetting(cooldown, cancelled, failed)
+        provider.cooldown = None if cooldown is None else CooldownSetting(cooldown, cancelled, failed)
         self._apply(provider)
         await self._save(provider)
 
@@ -260,33 +306,25 @@ class ProviderGate:
     def cooldowns(self) -> dict[str, float]:
         """The cooldown in force of every provider that has a limit or a cooldown of its own."""
         return {
-            name: self._cooldown(provider).success
+            name: provider.cooldown_in_force.success
             for name, provider in sorted(self._providers.items())
             if provider.cooldown is not None or provider.headroom.effective is not None
         }
 
     async def load(self) -> None:
         """Take over what an earlier gate left in *settings*; done once, before the first grant."""
-        if self._loaded or self._writer is None:
-            return
+        if not self._loaded:
+            await self._loading.wait(self.clock, None)
+
+    async def _load(self) -> None:
+        assert self._writer is not None
         records = await self._writer.load()
-        if self._loaded:  # somebody else awaited the same meanwhile
-            return
         self._loaded = True
         for provider_id, record in records.items():
             if not 0 < len(provider_id) <= 128:
                 continue  # nobody's: it is left alone
             provider = self._provider(provider_id)
-            cut_meanwhile = provider.headroom.reduced
-            provider.removed = record.removed
-            provider.operator_limit = record.limit
-            if (kept := record.headroom(provider.headroom.configured)) is not None:
-                provider.headroom = kept
-                provider.reason = record.known_reason()
-            provider.cooldown = record.cooldown_setting() or provider.cooldown
-            if cut_meanwhile:
-                provider.headroom = headrooms.cut(provider.headroom, self.admission.kernel.fence)
-                provider.reason = "concurrency"
+            provider.take_over(record, self.admission.kernel.fence)
             self._apply(provider)
             self._schedule_recovery(provider)
         for provider in self._providers.values():
@@ -303,25 +341,7 @@ class ProviderGate:
         reading = self.reading(provider_id)
         if provider.headroom.effective is None and reading.paused_until is None:
             return None
-        usage = None if provider.poller is None else provider.poller.fresh
-        paused = reading.paused_until is not None
-        said = paused and (reading.paused_until or 0.0) <= provider.reported_until + 0.001
-        return ProviderStatus(
-            provider_id=provider_id,
-            limit=provider.headroom.effective,
-            configured_limit=provider.headroom.configured,
-            in_flight=reading.used,
-            cooling=reading.cooling,
-            queued=reading.waiting,
-            paused=paused,
-            paused_until=reading.paused_until,
-            cooldown=self._cooldown(provider).success,
-            auto_reduced=provider.headroom.reduced,
-            auto_reduced_from=provider.headroom.reduced_from,
-            notice=provider.notice,
-            upstream_in_flight=None if usage is None else usage.concurrent_sessions,
-            reason=provider.reason if said or provider.headroom.reduced else None,
-        )
+        return provider.status(reading)
 
     def reading(self, provider_id: str) -> LimitReading:
         """What is in flight at *provider_id* now; ``capacity`` is the limit in force."""
@@ -334,20 +354,29 @@ class ProviderGate:
         return tuple(status for status in found if status is not None)
 
     async def aclose(self) -> None:
-        """Stop admitting: queued acquires end with `Unavailable`; what was changed is written first."""
+        """Stop admitting: queued acquires end with `Unavailable`; what was changed is written first.
+
+        It takes 10 seconds at most: what a store that hangs has not taken by then is named in the log.
+        """
         self._closed = True
-        timers = [provider.recovery for provider in self._providers.values()] + [self._watchdog]
-        for timer in timers:
-            if timer is not None:
-                timer.cancel()
+        self._watchdog.close()
         for provider in self._providers.values():
+            if provider.recovery is not None:
+                provider.recovery.cancel()
             if provider.poller is not None:
                 provider.poller.close()
             self.admission.turn_away(
                 provider.limit_name, Unavailable("the gate was closed while this waited")
             )
         if self._writer is not None:
-            await self._writer.aclose()
+            until = self.clock.now() + _CLOSES_WITHIN
+            if not self._loaded and any(one.headroom.reduced for one in self._providers.values()):
+                try:
+                    await self._loading.wait(self.clock, until)
+                except Exception as error:
+                    log.warning("what was cut was not written, since the settings were not read: %r", error)
+            self._loading.close()
+            await self._writer.aclose(until)
         if self._own_admission:
             await self.admission.aclose()
 
@@ -363,8 +392,7 @@ class ProviderGate:
     def _provider(self, provider_id: str) -> Provider:
         provider = self._providers.get(provider_id)
         if provider is None:
-            if not 0 < len(provider_id) <= 128:
-                raise ValidationError(f"a provider's id is {provider_id!r}; allowed are 1 to 128 characters")
+            check_provider(provider_id)
             provider = Provider(provider_id, self._policies.get(provider_id, self._policy))
             self._providers[provider_id] = provider
             fetch = self._usage_sources.get(provider_id, self._fetch_usage)
@@ -377,7 +405,7 @@ class ProviderGate:
         return provider
 
     def _apply(self, provider: Provider) -> None:
-        cooldown = self._cooldown(provider)
+        cooldown = provider.cooldown_in_force
         limit = provider.headroom.effective
         self.admission.configure(
             provider.limit_name,
@@ -387,9 +415,6 @@ class ProviderGate:
             cooldown_failed=cooldown.failed,
             gated=limit is not None and provider.poller is not None,
         )
-
-    def _cooldown(self, provider: Provider) -> CooldownSetting:
-        return provider.cooldown or provider.preset_cooldown
 
     async def _change(self, provider_id: str, headroom: Headroom) -> None:
         provider = self._provider(provider_id)
@@ -415,6 +440,7 @@ class ProviderGate:
         if provider.policy.recovery == "probe" and provider.headroom.reduced and not self._closed:
             due = self.clock.now() + provider.policy.recovery_window
             provider.recovery = self.clock.call_at(due, lambda: self._recover(provider))
+            provider.recovery_loop = _get_running_loop()
 
     def _recover(self, provider: Provider) -> None:
         provider.recovery = None
@@ -422,29 +448,3 @@ class ProviderGate:
         self._apply(provider)
         self._note(provider)
         self._schedule_recovery(provider)
-
-    def _watch(self) -> None:
-        try:
-            self._watchdog = self.clock.call_at(self.clock.now() + self._watchdog_interval, self._sweep)
-        except RuntimeError:
-            self._watchdog = None  # asked for outside of a loop: the next acquire arms it
-
-    def _sweep(self) -> None:
-        """Take back slots whose holder made no progress; they cool like any other (the upstream may still
-        be at work for them)."""
-        self._watchdog = None
-        if self._closed:
-            return
-        now_ms = round(self.clock.now() * 1000)
-        for provider in list(self._providers.values()):
-            limit = self.admission.kernel.limits[provider.limit_name]
-            for record in self.admission.kernel.holders(limit):
-                idle_ms = now_ms - max(record.granted_ms, record.touched_ms or 0)
-                if idle_ms <= provider.policy.slot_timeout * 1000 or not self.admission.revoke(record):
-                    continue
-                if self._on_reclaim is not None:
-                    held_seconds = (now_ms - record.granted_ms) / 1000
-                    call_back(self._on_reclaim, provider.id, record.owner, held_seconds)
-        limits = [self.admission.kernel.limits[one.limit_name] for one in self._providers.values()]
-        if any(limit.used or limit.waiters for limit in limits):
-            self._watch()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from interlock.errors import ValidationError
 
@@ -43,3 +43,28 @@ class ProviderPolicy:
                 )
         if self.recovery not in ("manual", "probe"):
             raise ValidationError(f"recovery is {self.recovery!r}; allowed are 'manual' and 'probe'")
+
+
+LONGEST_PAUSE: Final = 86_400.0
+"""Seconds."""
+
+
+def check_provider(provider_id: str) -> None:
+    """`ValidationError` unless *provider_id* can be one."""
+    if not 0 < len(provider_id) <= 128:
+        raise ValidationError(f"a provider's id is {provider_id!r}; allowed are 1 to 128 characters")
+
+
+def check_pause(seconds: float) -> None:
+    """`ValidationError` unless a provider can be paused for so long."""
+    if not 0 <= seconds <= LONGEST_PAUSE:
+        raise ValidationError(f"seconds is {seconds!r}; allowed are 0 to {LONGEST_PAUSE:g}")
+
+
+def check_cooldowns(cooldown: float | None, cancelled: float | None, failed: float | None) -> None:
+    """`ValidationError` unless a provider can have these."""
+    if cooldown is None and (cancelled is not None or failed is not None):
+        raise ValidationError("cooldown is None, back to the default; cancelled and failed go with it")
+    for name, seconds in (("cooldown", cooldown), ("cancelled", cancelled), ("failed", failed)):
+        if seconds is not None and not 0 <= seconds <= 86_400:
+            raise ValidationError(f"{name} is {seconds!r}; allowed are 0 to 86400 seconds")

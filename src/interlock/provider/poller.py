@@ -69,6 +69,14 @@ class UsagePoller:
             return None
         return self.reading
 
+    def settle_in(self) -> None:
+        """The loop is another one: what was set or asked in the last one answers nobody any more."""
+        for timer in (self._cadence, self._deadline):
+            if timer is not None:
+                timer.cancel()
+        self._cadence = self._deadline = self._poll = self._stray = None
+        self._again = False
+
     def close(self) -> None:
         self._closed = True
         for timer in (self._cadence, self._deadline):
