@@ -18,6 +18,11 @@ app = App(
 app.command("interlock.cli.serve:serve", name="serve")
 app.command("interlock.cli.demo:demo", name="demo")
 app.command("interlock.cli.status:status", name="status")
+app.command("interlock.cli.operate:explain", name="explain")
+app.command("interlock.cli.operate:limits_app", name="limits")
+app.command("interlock.cli.operate:cooldown_app", name="cooldown")
+app.command("interlock.cli.operate:pause", name="pause")
+app.command("interlock.cli.operate:resume", name="resume")
 app.command("interlock.cli.mock_provider:mock_provider", name="mock-provider")
 
 config_app = App(name="config", help="Look at a configuration.")

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from typing import Any
 
-import httpx2
 from rich.console import Console
 from rich.table import Table
 
+from interlock.cli.client import default_url, fetch
 from interlock.cli.output import Json
-from interlock.config import load_config
-from interlock.errors import Unavailable
 
 
 async def status(*, url: str | None = None, as_json: Json = False) -> int:
@@ -45,35 +42,9 @@ async def status(*, url: str | None = None, as_json: Json = False) -> int:
     return 0
 
 
-def default_url() -> str:
-    """Where the server of this directory's configuration listens."""
-    if url := os.environ.get("INTERLOCK_URL"):
-        return url.rstrip("/")
-    server = load_config().server
-    return f"http://{server.host}:{server.port}"
-
-
-async def fetch(url: str, path: str) -> dict[str, Any]:
-    """GET a JSON document of the control plane. `Unavailable` says what to do when it is not there."""
-    token = os.environ.get("INTERLOCK_TOKEN")
-    headers = {"authorization": f"Bearer {token}"} if token else {}
-    try:
-        async with httpx2.AsyncClient(trust_env=False, timeout=5.0) as client:
-            response = await client.get(url + path, headers=headers)
-            response.raise_for_status()
-            body: dict[str, Any] = response.json()
-            return body
-    except httpx2.HTTPStatusError as error:
-        status = error.response.status_code
-        hint = "; set INTERLOCK_TOKEN to the server's token" if status in (401, 403) else ""
-        raise Unavailable(f"{url} answered {status}{hint}") from None
-    except (httpx2.HTTPError, ValueError) as error:
-        raise Unavailable(f"no answer from {url} ({error}); is `interlock serve` running?") from None
-
-
 def gates(providers: list[dict[str, Any]]) -> Table:
     """The provider gates as a table for people."""
-    shown = _table("provider", "in flight", "cooling", "queued", "upstream", "state")
+    shown = table("provider", "in flight", "cooling", "queued", "upstream", "state")
     for one in providers:
         shown.add_row(
             one["providerId"],
@@ -88,19 +59,20 @@ def gates(providers: list[dict[str, Any]]) -> Table:
 
 def others(limits: list[dict[str, Any]]) -> Table:
     """Further limits as a table for people."""
-    shown = _table("limit", "in use", "waiting")
+    shown = table("limit", "in use", "waiting")
     for one in limits:
         capacity = "∞" if one["capacity"] is None else one["capacity"]
         shown.add_row(one["name"], f"{one['used']}/{capacity}", str(one["waiting"]))
     return shown
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+def table(*columns: str) -> Table:
+    """An empty table for people; columns of numbers are set to the right."""
+    shown = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in columns:
-        words = column in ("provider", "limit", "state")
-        table.add_column(column, justify="left" if words else "right", overflow="fold")
-    return table
+        words = column in ("provider", "limit", "state", "waiter", "owner", "for")
+        shown.add_column(column, justify="left" if words else "right", overflow="fold")
+    return shown
 
 
 def _unlimited(limit: dict[str, Any]) -> dict[str, Any]:
