@@ -127,7 +127,10 @@ class Fleet(World):
             super().ended(number, error)
 
 
-SCENARIOS: dict[str, Callable[..., World]] = {}
+try:
+    from admission.remote_scenarios import SCENARIOS
+except ImportError:  # another Python, without the package's dependencies
+    SCENARIOS: dict[str, Callable[..., World]] = {}  # type: ignore[no-redef]
 
 
 def scenario(cancels: int = 2) -> Callable[[Callable[[Fleet], None]], Callable[[Fleet], None]]:

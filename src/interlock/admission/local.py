@@ -121,6 +121,25 @@ class LocalAdmission(Shell):
             raise refusal(self.kernel, answer, request, self._now_ms())
         return None
 
+    def take(self, name: str, key: str, owner: str) -> Permit | None:
+        """The short way to a slot of *name* that is known by its *key*; None if there is none: `acquire` it.
+
+        Either it is held already, or there is room and nobody waits.
+        """
+        kernel = self.kernel
+        record = kernel.permits.get(key)
+        if record is None:
+            record = self._take((name,))
+            if record is None:
+                return None
+            kernel.enrol(record, key, owner)
+        elif record.owner != owner or record.lent or record.claims.names != (name,):
+            return None
+        permit = self._keyed.get(record)
+        if permit is None:
+            permit = self._keyed[record] = Permit(self, record, (name,))
+        return permit
+
     def adopt(
         self,
         names: tuple[str, ...],

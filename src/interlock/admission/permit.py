@@ -146,7 +146,7 @@ class Permit:
 
     def __del__(self) -> None:
         record = self._record
-        if record.ended is not None or record.key is not None:
+        if record.ended is not None or record.key is not None or record in self._admission._handed_over:
             return
         # The collector may call this in the middle of a kernel operation: the release is only noted here.
         self._admission._abandon(record)
@@ -230,7 +230,8 @@ class Acquisition:
         on_queued: Callable[[], object] | None,
     ) -> None:
         """Say everything that a plain request leaves unsaid."""
-        self.plain = key is None and owner is None and parent is None and lease is None
+        sound = (timeout is None or timeout >= 0) and (since is None or since >= 0)  # else it is refused
+        self.plain = sound and key is None and owner is None and parent is None and lease is None
         self.key = key
         self.owner = owner
         self.parent = parent

@@ -100,7 +100,8 @@ class Shell:
 
     def _catch_up(self, now_ms: int) -> None:
         """Before anything is asked for: let happen what should have happened."""
-        if self._loop is None or _get_running_loop() is not self._loop:
+        # A loop that runs in this thread is the one that runs: to ask asyncio which costs more than the rest.
+        if self._loop is None or self._thread != get_ident() or not self._loop.is_running():
             self._settle_in()
         if self._abandoned:
             self._collect()
@@ -115,9 +116,16 @@ class Shell:
         self._catch_up(now_ms)
         claims = kernel.claims_by_names.get(request.names) or self._claims(request.names)
         timeout, parent = request.timeout, request.parent
-        check_seconds("timeout", timeout)
-        check_seconds("since", request.since)
-        check_seconds("lease", request.lease)
+        deadline_ms = since_ms = lease_ms = None
+        if timeout:
+            check_seconds("timeout", timeout)
+            deadline_ms = now_ms + to_ms(timeout)
+        if request.since is not None:
+            check_seconds("since", request.since)
+            since_ms = to_ms(request.since)
+        if request.lease is not None:
+            check_seconds("lease", request.lease)
+            lease_ms = to_ms(request.lease)
         answer = kernel.acquire(
             claims,
             now_ms,
@@ -125,9 +133,9 @@ class Shell:
             request.owner,
             None if parent is None else parent._record,
             request.priority,
-            None if request.since is None else to_ms(request.since),
-            None if timeout is None else now_ms + to_ms(timeout),
-            None if request.lease is None else to_ms(request.lease),
+            since_ms,
+            deadline_ms,
+            lease_ms,
             timeout != 0,
         )
         if kernel.outbox or kernel.timers.moved:
@@ -234,7 +242,7 @@ class Shell:
             self._keyed.pop(waiter.reclaims, None)
 
     def _permit(self, record: model.Permit, names: tuple[str, ...]) -> Permit:
-        if record.key is None:
+        if record.key is None or record.ended is not None:  # its lease may have ended before its task ran
             return Permit(self, record, names)
         permit = self._keyed.get(record)
         if permit is None:
@@ -247,7 +255,7 @@ class Shell:
         if record in self._handed_over:
             return False
         kernel = self.kernel
-        released = kernel.release(record, self._now_ms(), outcome)
+        released = kernel.give_back_enrolled(record) or kernel.release(record, self._now_ms(), outcome)
         if record.key is not None:
             self._keyed.pop(record, None)
         if kernel.outbox or kernel.timers.moved:

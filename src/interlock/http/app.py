@@ -7,27 +7,56 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 
+from interlock.admission.wire import PATH as CONNECT
+from interlock.http.concurrency import concurrency_routes
 from interlock.http.control import routes
 from interlock.http.guard import Guard
+from interlock.http.permit_desk import PermitDesk
+from interlock.http.permit_stream import PermitStream
+from interlock.http.permits import permit_routes
+from interlock.provider.remote import ServedGate
+from interlock.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from interlock.config import ServerConfig
+    from interlock.http.control import Fleet
     from interlock.http.gateway.proxy import Gateway
     from interlock.provider.gate import ProviderGate
 
     App = Callable[[dict[str, Any], Any, Any], Awaitable[None]]
 
 
-def create_app(gate: ProviderGate, gateway: Gateway, server: ServerConfig) -> App:
-    """The server's application; it takes no part in uvicorn's lifespan: the fleet outlives it."""
+def create_app(
+    gate: ProviderGate,
+    gateway: Gateway,
+    server: ServerConfig,
+    desk: PermitDesk | None = None,
+    fleet: Fleet | None = None,
+) -> App:
+    """The server's application; it takes no part in uvicorn's lifespan: the fleet outlives it.
+
+    Without a *desk* that was loaded from a store, nothing about permits is remembered over a restart. Without
+    a *fleet* there is a gate and nothing else.
+    """
     logging.getLogger("uvicorn.error").addFilter(_not_torn)
-    control = Starlette(routes=routes(gate, ready=lambda: not gateway.draining))
+    desk = desk or PermitDesk(gate.admission, MemoryStore())
+    desk.gate = ServedGate(gate)
+    control = Starlette(
+        routes=[
+            *routes(gate, fleet, ready=lambda: not gateway.draining),
+            *concurrency_routes(gate),
+            *permit_routes(desk),
+        ]
+    )
+    stream = PermitStream(desk)
 
     async def route(scope: dict[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] == "http" and scope["raw_path"].startswith(b"/gateway/"):
             await gateway(scope, receive, send)
+        elif scope["type"] == "websocket" and scope["path"] == CONNECT:
+            await stream(scope, receive, send)
         else:
             await control(scope, receive, send)
 

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 _LOOPBACK = frozenset(("localhost", "127.0.0.1", "::1"))
 _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+))(?::[0-9]{1,5})?")
 _OPEN = frozenset(("/healthz", "/readyz"))
+_LOOKED_AT = frozenset(
+    (b"host", b"origin", b"sec-fetch-site", b"authorization", b"x-api-key", b"x-interlock-token")
+)
 
 
 class Guard:
@@ -41,10 +44,11 @@ class Guard:
         self._token = None if token is None else sha256(token.reveal().encode()).digest()
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
-        if scope["type"] == "http":
+        if scope["type"] in ("http", "websocket"):
             refusal = self._refusal(scope)
             if refusal is not None:
-                await _answer(send, *refusal)
+                # An upgrade, too, is refused by a plain answer: nothing is accepted first.
+                await _answer(send, "" if scope["type"] == "http" else "websocket.", *refusal)
                 return
             if self._token is not None:
                 # Our own token is for us: it must not travel on to a provider.
@@ -55,7 +59,8 @@ class Guard:
     def _refusal(self, scope: Scope) -> tuple[int, str, str] | None:
         fields: dict[bytes, list[str]] = {}
         for name, value in scope["headers"]:
-            fields.setdefault(name.lower(), []).append(value.decode("latin-1"))
+            if (lower := name.lower()) in _LOOKED_AT:
+                fields.setdefault(lower, []).append(value.decode("latin-1"))
         hosts = fields.get(b"host", [])
         if len(hosts) != 1:
             return 400, "bad_host", "send exactly one Host header"
@@ -96,10 +101,10 @@ class Guard:
         return sum(hmac.compare_digest(digest, self._token) for digest in digests) > 0
 
 
-async def _answer(send: Any, status: int, code: str, detail: str) -> None:
+async def _answer(send: Any, prefix: str, status: int, code: str, detail: str) -> None:
     body = msgspec.json.encode({"type": "about:blank", "status": status, "code": code, "detail": detail})
     headers = [(b"content-type", b"application/problem+json"), (b"content-length", b"%d" % len(body))]
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body, "more_body": False})
+    await send({"type": f"{prefix}http.response.start", "status": status, "headers": headers})
+    await send({"type": f"{prefix}http.response.body", "body": body, "more_body": False})

@@ -1,0 +1,201 @@
+"""What this process holds of a server's permits, and the thread that keeps their leases alive.
+
+The thread has a connection of its own and blocks on it, so that an event loop that is busy for a minute loses
+nothing. And it is not trusted: whatever stops this process stops the thread as well. So a holder fences
+itself: a permit counts as lost once nine tenths of its lease have passed since the server was last known to
+have renewed it, by a clock that goes on while the machine sleeps. Counted is from before the question was
+sent, so that the server, whose lease begins later, gives the units to nobody else before that.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+import random
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
+
+from interlock.admission.wire import RENEW_PATH
+from interlock.core import model
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+log = logging.getLogger(__name__)
+
+MARGIN = 0.9
+"""The share of a lease after which its holder counts it as lost."""
+_ROUNDS = 4
+"""How often permits are renewed within one lease, so that two lost rounds cost nothing."""
+_MOST = 2000
+_BOOTTIME = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+Ending = Literal["released", "expired", "revoked"]
+
+
+def now() -> float:
+    """Seconds of a clock that only goes forward, also while the machine sleeps."""
+    return time.clock_gettime(_BOOTTIME)
+
+
+class Held(model.Permit):
+    """A permit of the server's, as its holder knows it. It ends by itself at ``until`` on the clock `now`."""
+
+    _ended: Ending | None = None
+    over: Held | None = None
+    """The permit that it is nested in."""
+
+    def __init__(
+        self,
+        permit_id: str,
+        names: tuple[str, ...],
+        fence: int,
+        granted_ms: int,
+        *,
+        lease: float,
+        kept: bool,
+    ) -> None:
+        super().__init__(model.Claims(tuple(sorted(names)), ()), fence, granted_ms)
+        self.id = permit_id
+        self.lease_seconds = lease
+        self.kept = kept
+        """Whether it is renewed here; a lease that its holder chose ends, or is renewed, as he likes."""
+        self.epoch = ""
+        self.until = float("inf")
+        self.renewed = 0.0
+        self.claimants = 0
+        """Tasks that were granted it and have not come to run yet."""
+
+    @property
+    def ended(self) -> Ending | None:
+        if self._ended is None and now() >= self.until:
+            self._ended = "expired"
+        return self._ended
+
+    @ended.setter
+    def ended(self, how: Ending | None) -> None:
+        self._ended = how
+
+    def lose(self, how: Ending) -> None:
+        """It has ended, by *how* unless that is known better already."""
+        self._ended = self._ended or how
+
+    def confirm(self, asked: float, left: float) -> None:
+        """The server said, to what was sent at *asked*, that *left* seconds of the lease are left."""
+        self.renewed = max(self.renewed, asked)
+        self.until = max(self.until if self.until != float("inf") else 0.0, asked + MARGIN * left)
+
+
+class LeaseKeeper:
+    """The thread. It looks at *held* and calls *lost* for what is gone; both may happen at any moment."""
+
+    def __init__(
+        self,
+        url: str,
+        token: str | None,
+        lease: float,
+        held: dict[Held, None],
+        lost: Callable[[Held], None],
+    ) -> None:
+        self._url = urlsplit(url)
+        self._headers = {"content-type": "application/json"}
+        if token is not None:
+            self._headers["authorization"] = f"Bearer {token}"
+        self._lease = lease
+        self._held = held
+        self._lost = lost
+        self._connection: http.client.HTTPConnection | None = None
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin, if it does not run yet."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="interlock-leases", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """End it soon; what is held is renewed no more."""
+        self._stopped.set()
+
+    def _run(self) -> None:
+        pause = self._lease / _ROUNDS
+        while not self._stopped.wait(pause):
+            try:
+                self._round()
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                log.debug("leases could not be renewed: %s", error)
+                self._disconnect()
+                # Not all at once, when a server comes back that many have waited for.
+                pause = min(1.0, self._lease / 20) * random.uniform(0.5, 1.5)  # noqa: S311 - no secret
+            else:
+                pause = self._lease / _ROUNDS
+        self._disconnect()
+
+    def _round(self) -> None:
+        fresh = now() - self._lease / (2 * _ROUNDS)
+        due = []
+        for held in list(self._held):
+            if held.ended is not None:
+                self._lost(held)
+            elif held.kept and held.renewed < fresh:
+                due.append(held)
+        for start in range(0, len(due), _MOST):
+            forgotten = self._renew(due[start : start + _MOST], again=False)
+            forgotten = [held for held in forgotten if held.ended is None]
+            if forgotten:
+                # The server has started anew, and the loop has not said yet what is held.
+                self._renew(forgotten, again=True)
+
+    def _renew(self, due: list[Held], *, again: bool) -> list[Held]:
+        """Renew *due*; who are of another epoch. *again* says all that it takes to count them again."""
+        asked = now()
+        entries = [_entry(held, again) for held in due]
+        answer = self._post({"permits": entries, "leaseMs": int(self._lease * 1000)})
+        lost, epoch = set(answer["lost"]), answer["epoch"]
+        forgotten = []
+        for held in due:
+            if held.id not in lost:
+                held.confirm(asked, self._lease)
+                held.epoch = epoch
+            elif held.epoch != epoch and not again:
+                forgotten.append(held)
+            else:
+                held.lose("expired")
+                self._lost(held)
+        return forgotten
+
+    def _post(self, body: dict[str, Any]) -> dict[str, Any]:
+        connection = self._connection
+        if connection is None:
+            secure = self._url.scheme == "https"
+            kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
+            timeout = max(0.2, min(5.0, self._lease / _ROUNDS))
+            connection = kind(self._url.hostname or "", self._url.port, timeout=timeout)
+            self._connection = connection
+        connection.request("POST", self._url.path + RENEW_PATH, json.dumps(body), self._headers)
+        response = connection.getresponse()
+        data = response.read()
+        if response.status != 200:
+            raise http.client.HTTPException(f"the server answered {response.status}")
+        answer: dict[str, Any] = json.loads(data)
+        return answer
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+def _entry(held: Held, again: bool) -> dict[str, Any]:
+    entry: dict[str, Any] = {"id": held.id, "fence": held.fence}
+    if again:
+        entry["limits"] = held.claims.names
+        if held.owner is not None:
+            entry["owner"] = held.owner
+        if held.over is not None:
+            entry["parent"] = held.over.id
+    return entry
