@@ -8,7 +8,7 @@ import time
 
 from bench.measure import save
 
-PARTS = ("kernel", "gateway", "goodput")
+PARTS = ("kernel", "limiter", "pool", "remote", "gateway", "goodput")
 
 
 def main() -> None:

@@ -296,7 +296,10 @@ def standing_at(task: asyncio.Task[Any]) -> Iterator[tuple[str, int]]:
         frame = getattr(inner, "cr_frame", None) or getattr(inner, "gi_frame", None)
         if frame is not None:
             yield frame.f_code.co_filename, frame.f_lineno
-        inner = getattr(inner, "cr_await", None) or getattr(inner, "gi_yieldfrom", None)
+        if type(inner).__name__ == "coroutine_wrapper":  # of ``yield from coroutine.__await__()``
+            inner = next(iter(gc.get_referents(inner)), None)
+        else:
+            inner = getattr(inner, "cr_await", None) or getattr(inner, "gi_yieldfrom", None)
 
 
 @contextmanager

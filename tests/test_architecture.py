@@ -26,9 +26,11 @@ LAYERS = (
     ("core",),
     ("ports",),
     ("clock",),  # gives a `ports.Clock`, and hands out its timer handles
+    ("websocket",),  # needs a library that an embedded limiter does not: imported where it is first used
     ("admission", "stores"),
-    ("limiter", "governor", "provider", "pool", "session", "agents"),
-    ("http",),
+    ("limiter", "governor", "limits", "provider", "pool", "session", "agents"),
+    ("http", "sync"),
+    ("transports", "limiting"),  # transports read conversations as `http.gateway` does
     ("app",),
     ("cli",),  # starts what `app` wires
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from interlock.testing.provider import MockProvider, running
+from processes import serve
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -34,7 +35,15 @@ async def run_example(name: str, **environment: str) -> str:
 
 
 def test_every_example_has_a_test() -> None:
-    ran = {"gate_an_sdk.py", "many_limits.py"}
+    ran = {
+        "gate_an_sdk.py",
+        "gate_in_process.py",
+        "govern_tools.py",
+        "limit_runs.py",
+        "many_limits.py",
+        "many_processes.py",
+        "pool_of_processes.py",
+    }
     assert {path.name for path in EXAMPLES.glob("*.py")} == ran
 
 
@@ -64,6 +73,18 @@ async def test_a_gated_sdk_survives_a_429(provider: MockProvider) -> None:
     assert "limit 2 of 3; Concurrency limit auto-reduced to 2" in printed
 
 
+async def test_an_sdk_is_gated_from_inside(provider: MockProvider) -> None:
+    """The same with the gate in its client; a refusal is asked again without a word of the program."""
+    provider.cue("status", status=429, headers={"retry-after": "0.1"}, body={"error": {"message": "slow"}})
+    async with running(provider) as base:
+        printed = await run_example("gate_in_process.py", OPENAI_BASE_URL=f"{base}/v1", OPENAI_API_KEY="key")
+    stats = provider.account.stats
+    assert (stats.requests, stats.refused) == (9, 0)
+    assert stats.peak_running <= 3
+    assert printed.count("prompt") == 8
+    assert "limit 2 of 3; Concurrency limit auto-reduced to 2" in printed
+
+
 async def test_many_limits_are_taken_at_once() -> None:
     """Who lacks a stream keeps nothing of the ceiling; every wait has its reason; nothing is left."""
     lines = (await run_example("many_limits.py")).splitlines()
@@ -71,3 +92,47 @@ async def test_many_limits_are_taken_at_once() -> None:
     assert "'streams' is full (1/1 in use, held by ada)" in lines[2]
     assert lines[3] == "dan: 1 ahead; 'global' is full (2/2 in use, held by ada, cleo)"
     assert lines[-1] == "in use at the end: {'global': 0, 'streams': 0, 'tools': 0}"
+
+
+async def test_many_processes_share_a_limit(tmp_path: Path) -> None:
+    """Never more than two of three workers have a tool; every fence is another; nothing is left."""
+    async with serve(tmp_path, 'store = "memory:"\n') as server:
+        lines = (await run_example("many_processes.py", INTERLOCK_URL=server.url)).splitlines()
+    pieces = [line for line in lines if " does piece " in line]
+    assert {line.split()[0] for line in pieces} == {"ada", "ben", "cleo"}
+    assert len({line.rpartition(" ")[2] for line in pieces}) == len(pieces) == 6
+    assert lines[-1] in {f"at most {most} at once; in use at the end: 0" for most in (1, 2)}
+
+
+async def test_runs_are_limited() -> None:
+    """Full is said in the originals' words; every run is done; the dead one's slot comes back."""
+    lines = (await run_example("limit_runs.py")).splitlines()
+    refusal = "Maximum parallel runs limit (2) exceeded. Currently active: 2"
+    assert lines[0] == f"max_runs_exceeded: {refusal}"
+    assert sorted(lines[1:3]) == ["ada did 3 runs of s1", "ben did 3 runs of s2"]
+    assert lines[3:] == [
+        "lost by the dead: ['run:unfinished']",
+        "<ConcurrencyLimiter sessions 0/10, runs 0/2>",
+    ]
+
+
+async def test_tools_are_governed() -> None:
+    """Parked streams keep nothing; nested work is not charged twice; a circle is refused, not waited in."""
+    lines = (await run_example("govern_tools.py")).splitlines()
+    assert lines[:3] == [
+        "2 streams run, 8 wait: 4 of 6 are free",
+        "a tool goes at once; another of ada's: None",
+        "a stream's own tool: 4 of 6 are free",
+    ]
+    assert lines[3].startswith("refused: this would wait for ever: ben waits for 'streams' that ada keeps")
+    assert lines[4] == "the elder goes on"
+
+
+async def test_a_pool_survives_its_processes() -> None:
+    """The killed worker is missed by one caller, which tries again; the pool has its size at the end."""
+    lines = (await run_example("pool_of_processes.py")).splitlines()
+    assert lines == [
+        "lost while squaring 3, -9",
+        "[0, 1, 4, 9, 16, 25, 36, 49]",
+        "<AgentPool squares: 0 out and 2 idle of 2 + 0>",
+    ]

@@ -20,22 +20,37 @@ if TYPE_CHECKING:
     from interlock.admission.readings import LimitReading as LimitReading
     from interlock.admission.readings import Snapshot as Snapshot
     from interlock.admission.readings import Waiting as Waiting
+    from interlock.admission.remote import RemoteAdmission as RemoteAdmission
+    from interlock.agents.process import ProcessAgent as ProcessAgent
     from interlock.app import Interlock as Interlock
     from interlock.clock import SystemClock as SystemClock
     from interlock.config import Config as Config
     from interlock.config import load_config as load_config
     from interlock.errors import AcquireTimeout as AcquireTimeout
     from interlock.errors import InterlockError as InterlockError
+    from interlock.governor import ConcurrencyGovernor as ConcurrencyGovernor
+    from interlock.governor import GovernorStats as GovernorStats
+    from interlock.limiter import ConcurrencyLimiter as ConcurrencyLimiter
+    from interlock.limiter import LimiterLimits as LimiterLimits
+    from interlock.limiter import LimiterStatus as LimiterStatus
+    from interlock.limiting import limited as limited
+    from interlock.pool.pool import AgentPool as AgentPool
+    from interlock.pool.readings import PoolStats as PoolStats
     from interlock.ports import Admission as Admission
     from interlock.ports import Clock as Clock
     from interlock.ports import Settings as Settings
     from interlock.provider.gate import ProviderGate as ProviderGate
+    from interlock.provider.gated import gated as gated
     from interlock.provider.state import ProviderStatus as ProviderStatus
     from interlock.provider.usage import ProviderUsage as ProviderUsage
     from interlock.provider.usage import get_usage as get_usage
     from interlock.stores import open_store as open_store
+    from interlock.transports.httpx2 import InterlockSyncTransport as InterlockSyncTransport
+    from interlock.transports.httpx2 import InterlockTransport as InterlockTransport
 
 _HOMES = {
+    "interlock.agents.process": ("ProcessAgent",),
+    "interlock.admission.remote": ("RemoteAdmission",),
     "interlock.app": ("Interlock",),
     "interlock.admission.local": ("LocalAdmission",),
     "interlock.admission.permit": ("Acquisition", "Permit"),
@@ -48,13 +63,21 @@ _HOMES = {
     ),
     "interlock.clock": ("SystemClock",),
     "interlock.config": ("Config", "load_config"),
+    "interlock.limiting": ("limited",),
+    "interlock.governor": ("ConcurrencyGovernor", "GovernorStats"),
+    "interlock.limiter": ("ConcurrencyLimiter", "LimiterLimits", "LimiterStatus"),
     "interlock.ports": ("Admission", "Clock", "Settings"),
+    "interlock.pool.pool": ("AgentPool",),
+    "interlock.pool.readings": ("PoolStats",),
     "interlock.provider.gate": ("ProviderGate",),
+    "interlock.provider.gated": ("gated",),
     "interlock.provider.state": ("ProviderStatus",),
     "interlock.provider.usage": ("ProviderUsage", "get_usage"),
     "interlock.stores": ("open_store",),
+    "interlock.transports.httpx2": ("InterlockSyncTransport", "InterlockTransport"),
     "interlock.errors": (
         "AcquireTimeout",
+        "AgentLost",
         "AgentStartFailed",
         "CapabilityNotSupported",
         "DeadlockDetected",

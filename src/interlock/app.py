@@ -2,34 +2,49 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
+from functools import partial
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from interlock.admission.local import LocalAdmission
+from interlock.admission.remote import RemoteAdmission
+from interlock.agents import ProcessAgent, agent_factory
 from interlock.config import Config, load_config
-from interlock.errors import ValidationError
+from interlock.errors import InvalidOperation, ValidationError
+from interlock.governor import ConcurrencyGovernor
+from interlock.limiter import ConcurrencyLimiter
+from interlock.limits import FLEET, FleetLimits, Heard
+from interlock.pool import AgentPool
 from interlock.provider.gate import ProviderGate
 from interlock.provider.policy import ProviderPolicy
 from interlock.provider.usage import usage_source
 from interlock.stores import open_store
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
-    from interlock.config import ProviderConfig
+    from interlock.config import PoolConfig, ProviderConfig
     from interlock.ports import UsageSource
     from interlock.stores.memory import MemoryStore
     from interlock.stores.sqlite import SQLiteStore
 
-LIMITS = ("sessions", "runs", "streams", "tools", "global")
-"""The fleet's own limits; every one exists, unlimited until configured."""
-
 
 class Interlock:
-    """A fleet's limits, provider gate and store, opened with ``async with Interlock.open(…) as il``."""
+    """A fleet's limits, gate, pools and store, opened with ``async with Interlock.open(…) as il``.
 
-    admission: LocalAdmission
+    All parts are over one ``admission``, and so are their numbers. Where the configuration names a server as
+    its ``coordination``, that is the server's: it keeps the limits, the providers and what is remembered of
+    both; ``limits`` is None then, and the store is this process's memory.
+    """
+
+    admission: LocalAdmission | RemoteAdmission
+    limits: FleetLimits | None
+    limiter: ConcurrencyLimiter
+    governor: ConcurrencyGovernor
     gate: ProviderGate
+    pools: dict[str, AgentPool[Any]]
     store: MemoryStore | SQLiteStore
 
     def __init__(self, config: Config) -> None:
@@ -46,11 +61,52 @@ class Interlock:
     async def __aenter__(self) -> Interlock:
         config = self.config
         check_supported(config)
-        self.store = await open_store(config.store)
+        here = config.coordination == "local"
+        factories = {name: _agent_factory(config, pool) for name, pool in config.pools.items()}
+        async with AsyncExitStack() as opened:
+            self.store = await open_store(config.store if here else "memory:")
+            opened.push_async_callback(self.store.aclose)
+            if here:
+                await self._open_here(config, opened)
+            else:
+                await self._open_elsewhere(config, opened)
+            self.pools = {
+                name: AgentPool(
+                    factories[name],
+                    pool.size,
+                    pool.max_overflow,
+                    pool.strategy,
+                    name=name,
+                    admission=self.admission,
+                )
+                for name, pool in config.pools.items()
+            }
+            for pool in self.pools.values():
+                await opened.enter_async_context(pool)
+            self._opened = opened.pop_all()
+        return self
+
+    async def _open_elsewhere(self, config: Config, opened: AsyncExitStack) -> None:
+        token = config.server.token
+        self.admission = RemoteAdmission(config.coordination, token=None if token is None else token.reveal())
+        opened.push_async_callback(self.admission.aclose)
+        await self.admission.refresh()  # now rather than at the first call: a wrong URL or token shows
+        self.limits = None
+        given = {name: number for name, number in _capacities(config).items() if number is not None}
+        slots: dict[str, Any] = {f"max_parallel_{name}": given[name] for name in FLEET[:2] if name in given}
+        layers: dict[str, Any] = {f"max_{name}": given[name] for name in FLEET[2:] if name in given}
+        self.limiter = ConcurrencyLimiter(admission=self.admission, **slots)
+        self.governor = ConcurrencyGovernor(admission=self.admission, **layers)
+        self.gate = ProviderGate(admission=self.admission)
+        opened.push_async_callback(self.gate.aclose)
+
+    async def _open_here(self, config: Config, opened: AsyncExitStack) -> None:
         self.admission = LocalAdmission()
-        for name in LIMITS:
-            capacity = getattr(config.limits, "global_" if name == "global" else name)
-            self.admission.configure(name, capacity)
+        opened.push_async_callback(self.admission.aclose)
+        self.limits = FleetLimits(self.admission, self.store)
+        await self.limits.load(_capacities(config))
+        self.limiter = ConcurrencyLimiter(admission=self.admission)
+        self.governor = ConcurrencyGovernor(admission=self.admission)
         providers = config.providers.values()
         self.gate = ProviderGate(
             admission=self.admission,
@@ -62,6 +118,7 @@ class Interlock:
                 if (source := _usage_source(provider)) is not None
             },
         )
+        opened.push_async_callback(self.gate.aclose)
         for provider in providers:
             self.gate.preset(
                 provider.id,
@@ -71,18 +128,49 @@ class Interlock:
                 failed=provider.cooldown_failed,
             )
         await self.gate.load()
-        return self
+        self._heard = Heard(self.store)
+        await self._heard.load()
+        for provider in providers:
+            await self._hear(provider, preset=True)
+
+    async def apply(self, config: Config) -> None:
+        """Take over the limits and cooldowns that are new in *config*; the rest counts at the next start.
+
+        What was set at run time stays in force where the file still says what it said then. Raises
+        `ValidationError` for what cannot be, and then nothing has changed.
+        """
+        check_supported(config)
+        if self.limits is None:
+            raise InvalidOperation("the limits are the server's: change its configuration")
+        for name, capacity in _capacities(config).items():
+            await self.limits.hear(name, capacity)
+        for provider in config.providers.values():
+            if provider.id in self.config.providers:
+                await self._hear(provider)
+        self.config = config
+
+    async def _hear(self, provider: ProviderConfig, *, preset: bool = False) -> None:
+        """What the file says of *provider* counts if it is something new. A *preset* cooldown is in force
+        where none was set at run time."""
+        key, cooldowns = f"provider:{provider.id}", _cooldowns(provider)
+        if self._heard.differs(f"{key}:limit", provider.limit):
+            await self.gate.set_limit(provider.id, provider.limit)
+        if self._heard.differs(f"{key}:cooldown", cooldowns):
+            cooldown, cancelled, failed = (None, None, None) if preset else cooldowns
+            await self.gate.set_cooldown(provider.id, cooldown, cancelled=cancelled, failed=failed)
+        await self._heard.note(f"{key}:limit", provider.limit)
+        await self._heard.note(f"{key}:cooldown", cooldowns)
 
     async def __aexit__(self, *exit_: Any) -> None:
-        await self.gate.aclose()
-        await self.admission.aclose()
-        await self.store.aclose()
+        await self._opened.aclose()
 
 
 def check_supported(config: Config) -> None:
     """`ValidationError` for what a configuration may say but this version does not do yet, or must not."""
-    if config.coordination != "local":
-        raise ValidationError('coordination: this version coordinates one process; allowed is "local"')
+    if config.coordination.startswith(("redis://", "rediss://")):
+        raise ValidationError(
+            'coordination: redis:// comes with a later version; allowed are "local" and "http://host:7411"'
+        )
     if config.store.startswith(("postgres://", "postgresql://")):
         raise ValidationError(
             'store: postgresql:// comes with a later version; allowed are "memory:" and "sqlite:///file.db"'
@@ -100,6 +188,28 @@ def is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _agent_factory(config: Config, pool: PoolConfig) -> Callable[[], Any]:
+    """What starts the agents of *pool*."""
+    agent = config.agents[pool.agent]
+    match agent.type:
+        case "command":
+            return partial(ProcessAgent.start, agent.command)
+        case "python":
+            return agent_factory(agent.target or "")
+    raise ValidationError(
+        f'agents.{pool.agent}: type is {agent.type!r}; a pool of this version takes "command" and "python"'
+    )
+
+
+def _capacities(config: Config) -> dict[str, int | None]:
+    limits = config.limits
+    return {name: getattr(limits, "global_" if name == "global" else name) for name in FLEET}
+
+
+def _cooldowns(provider: ProviderConfig) -> tuple[float, float | None, float | None]:
+    return provider.cooldown, provider.cooldown_cancelled, provider.cooldown_failed
 
 
 def _policy(provider: ProviderConfig) -> ProviderPolicy:

@@ -120,6 +120,14 @@ class AgentStartFailed(InterlockError):
     status = 503
 
 
+class AgentLost(InterlockError):
+    """The agent died, or said something that cannot be understood, in the middle of its work."""
+
+    default_code = "agent_lost"
+    retryable = True
+    status = 502
+
+
 class SessionNotFound(InterlockError):
     """No session has this id."""
 

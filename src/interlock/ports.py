@@ -50,6 +50,13 @@ class ProviderUsage(Protocol):
     def limit(self) -> int | None: ...
 
 
+class Fenced(Protocol):
+    """What was granted once; the fence says when."""
+
+    @property
+    def fence(self) -> int: ...
+
+
 class UsageSource(Protocol):
     """Asks a provider how much work it counts for this account; None if it cannot tell."""
 
@@ -79,9 +86,18 @@ class Admission(Protocol):
         priority: int = 0,
         since: float | None = None,
         timeout: float | None = ...,
+        lease: float | None = None,
     ) -> Acquiring: ...
 
-    def try_acquire(self, *names: str) -> Any: ...
+    def try_acquire(self, *names: str, parent: Any = None, priority: int = 0) -> Any: ...
+
+    def release_key(self, key: str) -> bool:
+        """Release the permit held under *key*, if there is one."""
+        ...
+
+    def renew(self, permit: Any, lease: float) -> Any:
+        """Let the lease of *permit* end *lease* seconds from now; None if it is gone already."""
+        ...
 
     async def set_limit(self, name: str, capacity: int | None, *, cooldown: float = 0.0) -> None: ...
 

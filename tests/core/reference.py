@@ -180,6 +180,8 @@ class Reference:
 
     def circle(self) -> list[Wait]:
         """From the oldest who waits in vain on to the youngest who keeps what it lacks, and so on."""
+        if not any(w.below for w in self.waiters):
+            return []
         vain = [w for w in self.waiters if w.below or self.may_reserve(w)]
         while (still := [w for w in vain if self.lacking(w, vain)]) != vain:
             vain = still

@@ -50,7 +50,7 @@ def position(claims: Claims, rank: Rank) -> int:
 
 
 def obstacle(kernel: Kernel, limit: Limit, weight: int, rank: Rank) -> tuple[Why | None, int]:
-    """Why *weight* units of *limit* are not to be had at *rank*, and how many are missing; None if they are."""
+    """Why *weight* units of *limit* are not to be had at *rank*, and how many are missing; None: they are."""
     if limit.capacity < weight:
         return "never_fits", weight - limit.capacity
     if limit.paused_until_ms is not None:

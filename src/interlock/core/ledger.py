@@ -102,18 +102,26 @@ class Ledger:
             permit.bound = parent.bound = True
             permit.parent = parent
             self._join(permit, charged, parent)
-        if key is not None:
-            permit.bound = True
-            permit.key = key
-            self.permits[key] = permit
-        if owner is not None:
-            permit.bound = True
-            permit.owner = owner
-            self.owners.setdefault(owner, set()).add(permit)
+        if key is not None or owner is not None:
+            self.enrol(permit, key, owner)
         if lease_ms is not None:
             permit.bound = True
             permit.lease = self.timers.arm(now_ms + lease_ms, Kind.LEASE, permit)
         return permit
+
+    def enrol(self, permit: Permit, key: str | None, owner: str | None) -> None:
+        """*permit* is known by this key, and belongs to this owner."""
+        permit.bound = True
+        if key is not None:
+            permit.key = key
+            self.permits[key] = permit
+        if owner is not None:
+            permit.owner = owner
+            owned = self.owners.get(owner)
+            if owned is None:
+                self.owners[owner] = {permit}
+            else:
+                owned.add(permit)
 
     def retake(self, permit: Permit, claims: Claims, now_ms: int) -> None:
         """Give the units of the lent *permit* back to it, under a new fence; there is room."""
@@ -186,6 +194,22 @@ class Ledger:
         self.live.discard(permit)
         for limit, weight in limits:
             limit.used -= weight
+        return True
+
+    def give_back_enrolled(self, permit: Permit) -> bool:
+        """`give_back` for one that is known by key and owner, and by nothing else. False: not so."""
+        if permit.ended is not None or permit.lent or permit.nested:
+            return False
+        if permit.lease is not None or permit.shares is not None:
+            return False
+        permit.bound = False
+        if not self.give_back(permit):
+            permit.bound = True
+            return False
+        if permit.key is not None:
+            del self.permits[permit.key]
+        if permit.owner is not None:
+            self.disown(permit.owner, permit)
         return True
 
     def let_go(

@@ -27,6 +27,7 @@ class Member:
         "born_ms",
         "dead",
         "failures",
+        "lent_by",
         "overflow",
         "permit",
         "since_ms",
@@ -46,6 +47,8 @@ class Member:
         """Since when it is idle; while it is out and watched, since when it is out."""
         self.state: State = "here"
         self.permit: Any = None
+        self.lent_by: Any = None
+        """The checkout by which it went out last: a late one of an earlier user has no say in it."""
         self.surplus = False
         """An overflow agent that stays only for those who wait."""
         self.used = False
