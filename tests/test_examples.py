@@ -43,6 +43,7 @@ def test_every_example_has_a_test() -> None:
         "many_limits.py",
         "many_processes.py",
         "pool_of_processes.py",
+        "tree_of_runs.py",
     }
     assert {path.name for path in EXAMPLES.glob("*.py")} == ran
 
@@ -136,3 +137,8 @@ async def test_a_pool_survives_its_processes() -> None:
         "[0, 1, 4, 9, 16, 25, 36, 49]",
         "<AgentPool squares: 0 out and 2 idle of 2 + 0>",
     ]
+
+
+async def test_a_tree_of_runs_finishes() -> None:
+    """Three trees of seven runs, at a limit of two."""
+    assert await run_example("tree_of_runs.py") == "21 runs, never more than 2 of 2 at work\n"

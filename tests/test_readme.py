@@ -84,6 +84,7 @@ def test_every_command_has_its_check() -> None:
     """A command of another kind needs a test of its own here first."""
     checked: list[tuple[str, ...]] = [("make",), ("export",)]
     checked += [("interlock", name) for name in ("serve", "status", "config", "mock-provider")]
+    checked += [("interlock", "limits"), ("interlock", "explain")]
     unchecked = [words for words in commands() if not any(tuple(words[: len(c)]) == c for c in checked)]
     assert unchecked == []
 
@@ -178,7 +179,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-async def test_serve_and_status_run_with_the_example(home: Path) -> None:
+async def test_serve_and_its_operators_run_with_the_example(home: Path) -> None:
     """The example is served as it stands, and `status` shows what it says."""
     async with running(told("interlock", "serve"), home) as server:
         assert await reading(f"{server.url}/healthz") == {"status": "ok"}
@@ -188,7 +189,11 @@ async def test_serve_and_status_run_with_the_example(home: Path) -> None:
             "openai": (8, 350),
         }
         shown = await output(told("interlock", "status"), home, INTERLOCK_URL=server.url)
+        changed = await output(told("interlock", "limits"), home, INTERLOCK_URL=server.url)
+        waiting = await output(told("interlock", "explain"), home, INTERLOCK_URL=server.url)
     assert re.search(r"openai +0/8", shown)
+    assert re.search(r"tools.*12", changed)
+    assert "nobody waits" in waiting.lower()
     assert (home / "interlock.db").exists()
 
 

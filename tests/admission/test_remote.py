@@ -442,6 +442,8 @@ async def test_nobody_gets_what_an_unknown_holder_may_have() -> None:
     """A holder that is gone for good is waited for, as long as its lease could last and no longer."""
     async with Restarting(a=1, free=1) as restarting:
         gone = RemoteAdmission(restarting.server.url, lease=1.0)
+        for _ in range(9):
+            (await gone.acquire("a")).release()
         fence = (await gone.acquire("a", key="k")).fence
         await restarting.stop()
         gone._link._task.cancel()  # type: ignore[union-attr]

@@ -71,7 +71,7 @@ class _Routes:
 
     @property
     def _there(self) -> ProviderGate | None:
-        return None if self._gate is None or self._gate._closed else self._gate
+        return None if self._gate is None or self._gate.closed else self._gate
 
     def _service(self) -> ProviderGate:
         if (gate := self._there) is None:

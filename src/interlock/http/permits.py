@@ -108,7 +108,7 @@ class _Routes:
         if desk.draining:
             raise Draining("the server is draining; come back in a moment")
         key = asked.key or new_id()
-        desk.hold_back(asked.limits)
+        desk.prepare(asked.limits)
         poll = _Poll(desk, request, key)
         record = await poll.record(
             self._admission.acquire(

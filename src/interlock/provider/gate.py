@@ -120,7 +120,7 @@ class ProviderGate:
         self._on_limit_reduced = on_limit_reduced
         self._providers: dict[str, Provider] = {}
         self._watchdog = Watchdog(self.admission, self._providers, watchdog_interval, on_reclaim)
-        self._closed = False
+        self.closed = False
 
     # -- asking
 
@@ -157,9 +157,9 @@ class ProviderGate:
         return request
 
     async def _ready(self, request: Acquisition | None = None) -> None:
-        if request is not None and not self._loaded and not self._closed:
+        if request is not None and not self._loaded and not self.closed:
             await self._loaded_for(request)
-        if self._closed:
+        if self.closed:
             raise Unavailable("the gate is closed")
         if self._watchdog.wake():
             self._settle_in()
@@ -358,7 +358,7 @@ class ProviderGate:
 
         It takes 10 seconds at most: what a store that hangs has not taken by then is named in the log.
         """
-        self._closed = True
+        self.closed = True
         self._watchdog.close()
         for provider in self._providers.values():
             if provider.recovery is not None:
@@ -437,7 +437,7 @@ class ProviderGate:
         if provider.recovery is not None:
             provider.recovery.cancel()
             provider.recovery = None
-        if provider.policy.recovery == "probe" and provider.headroom.reduced and not self._closed:
+        if provider.policy.recovery == "probe" and provider.headroom.reduced and not self.closed:
             due = self.clock.now() + provider.policy.recovery_window
             provider.recovery = self.clock.call_at(due, lambda: self._recover(provider))
             provider.recovery_loop = _get_running_loop()

@@ -56,7 +56,7 @@ class RemoteGate(ProviderGate):
         self.clock = admission.clock
         self._on_pause = on_pause
         self._on_limit_reduced = on_limit_reduced
-        self._closed = False
+        self.closed = False
 
     # -- asking
 
@@ -88,7 +88,7 @@ class RemoteGate(ProviderGate):
         return request
 
     async def _ready(self, request: Acquisition | None = None) -> None:
-        if self._closed:
+        if self.closed:
             raise Unavailable("the gate is closed")
 
     # -- 429
@@ -206,7 +206,7 @@ class RemoteGate(ProviderGate):
 
     async def aclose(self) -> None:
         """Stop admitting: this process's queued acquires end with `Unavailable`. The server goes on."""
-        self._closed = True
+        self.closed = True
         self.admission.turn_away(PREFIX, Unavailable("the gate was closed while this waited"))
 
     # -- inside
