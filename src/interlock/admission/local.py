@@ -27,6 +27,7 @@ from interlock.admission.validation import (
     to_ms,
 )
 from interlock.core import model
+from interlock.core.explain import positions
 from interlock.core.model import Cooldown, Refused, Waiter
 from interlock.errors import InterlockError, InvalidOperation, Unavailable
 
@@ -338,7 +339,8 @@ class LocalAdmission(Shell):
 
     def waiting(self) -> tuple[Waiting, ...]:
         """Everybody who waits, in the order in which they would go."""
-        return tuple(read_waiting(waiter) for waiter in self._waiters())
+        waiters = self._waiters()
+        return tuple(map(read_waiting, waiters, positions(waiters)))
 
     def holders(self, name: str) -> tuple[Holder, ...]:
         """Who holds the limit *name*, longest first."""

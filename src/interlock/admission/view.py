@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,7 @@ from interlock.core.ledger import by_fence
 
 if TYPE_CHECKING:
     from interlock.core.kernel import Kernel
-    from interlock.core.model import Claims, Rank, Waiter
+    from interlock.core.model import Waiter
 
 MOST = 1000
 """Who waits and who holds, as far as a view that nobody asked for in whole shows them."""
@@ -112,23 +111,22 @@ def look(kernel: Kernel, at: float, most: int | None = None, parts: dict[str, An
     if len(holding) > 1:
         holding.sort(key=by_fence)
     whole = most is None or max(len(waiters), len(holding)) <= most
-    ranks: dict[Claims, list[Rank]] = {}
+    shown = waiters[:most]
     return View(
         at=at,
         whole=whole,
         limits=tuple(read_limit(limit) for _, limit in sorted(kernel.limits.items()) if not limit.removed),
-        places=tuple(_place(kernel, waiter, ranks) for waiter in waiters[:most]),
+        places=tuple(
+            _place(kernel, waiter, position)
+            for waiter, position in zip(shown, core.positions(shown), strict=True)
+        ),
         held=tuple(_unnamed(read_holder(permit)) for permit in holding[:most]),
         parts=parts or {},
     )
 
 
-def _place(kernel: Kernel, waiter: Waiter, ranks: dict[Claims, list[Rank]]) -> Place:
+def _place(kernel: Kernel, waiter: Waiter, position: int) -> Place:
     charged = waiter.charged
-    if charged not in ranks:
-        # Once for all who wait with the same claims: asking for each one's position is quadratic.
-        sharing = {one for limit, _ in charged.limits for one in limit.waiters}
-        ranks[charged] = sorted(one.rank for one in sharing)
     obstacles = []
     for limit, weight in charged.limits:
         why, missing = core.obstacle(kernel, limit, weight, waiter.rank)
@@ -137,7 +135,7 @@ def _place(kernel: Kernel, waiter: Waiter, ranks: dict[Claims, list[Rank]]) -> P
     fronts = (lane.head for lane in charged.lanes.values())
     if not obstacles and any(front is not None and front.rank < waiter.rank for front in fronts):
         obstacles.append(Obstacle(charged.limits[0][0].name, "behind", 0))
-    waiting = read_waiting(waiter, bisect_left(ranks[charged], waiter.rank))
+    waiting = read_waiting(waiter, position)
     if is_generated(waiting.key):
         waiting = replace(waiting, key=None)
     return Place(waiting, charged.names, tuple(obstacles))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from interlock.core.kernel import Kernel
     from interlock.core.model import Claims, Limit, Rank, Waiter
 
@@ -47,6 +50,17 @@ def position(claims: Claims, rank: Rank) -> int:
     """How many waiters that share a limit with *claims* go before *rank*."""
     sharing = {waiter for limit, _ in claims.limits for waiter in limit.waiters}
     return sum(waiter.rank < rank for waiter in sharing)
+
+
+def positions(waiters: Sequence[Waiter]) -> list[int]:
+    """`position` of each of *waiters*, sorted once for all with the same claims: there may be thousands."""
+    ranks: dict[Claims, list[Rank]] = {}
+    for waiter in waiters:
+        claims = waiter.charged
+        if claims not in ranks:
+            sharing = {one for limit, _ in claims.limits for one in limit.waiters}
+            ranks[claims] = sorted(one.rank for one in sharing)
+    return [bisect_left(ranks[waiter.charged], waiter.rank) for waiter in waiters]
 
 
 def obstacle(kernel: Kernel, limit: Limit, weight: int, rank: Rank) -> tuple[Why | None, int]:
