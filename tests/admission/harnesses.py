@@ -18,7 +18,7 @@ from interlock.config import ServerConfig
 from interlock.http.app import create_app
 from interlock.http.gateway.proxy import Gateway
 from interlock.http.gateway.upstream import HttpUpstream
-from interlock.http.permit_desk import PermitDesk
+from interlock.http.permits.desk import PermitDesk
 from interlock.limits import FleetLimits
 from interlock.ports import Settings
 from interlock.provider.gate import ProviderGate

@@ -7,21 +7,34 @@ be cut between any two of them, with what was on the way. Needs msgspec: not eve
 from __future__ import annotations
 
 import asyncio
+from asyncio.events import _get_running_loop
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from interlock.admission.local import LocalAdmission
-from interlock.admission.remote import RemoteAdmission
+from interlock.admission.remote import RemoteAdmission, asks, exchange, leases, link
 from interlock.errors import InvalidOperation, Unavailable, ValidationError
-from interlock.http.permit_desk import PermitDesk
-from interlock.http.permit_stream import _Connection
-from interlock.http.permit_words import operations
+from interlock.http.permits.desk import PermitDesk
+from interlock.http.permits.stream import _Connection
+from interlock.http.permits.words import operations
 from interlock.http.problems import encoded
 from interlock.stores.memory import MemoryStore
 from schedules import Loop, World, standing_at
 
 SCENARIOS: dict[str, Callable[..., World]] = {}
+
+_real_now = leases.now
+
+
+def _loop_now() -> float:
+    """The client's clock: that of the explored loop, so that a replay sees the ages that it saw before."""
+    loop = _get_running_loop()
+    return loop.time() if isinstance(loop, Loop) else _real_now()
+
+
+for _room in (asks, exchange, leases, link):
+    _room.now = _loop_now  # type: ignore[attr-defined]
 
 
 class LoopClock:
@@ -40,7 +53,7 @@ class LoopClock:
 
 
 class Wire:
-    """`interlock.websocket.Socket`, with the server's end behind it."""
+    """`interlock.admission.remote.websocket.Socket`, with the server's end behind it."""
 
     def __init__(self, world: RemoteFleet, received: Callable[[bytes], None]) -> None:
         self._world = world

@@ -341,9 +341,11 @@ async def main():
     admission = RemoteAdmission(sys.argv[1], lease=float(sys.argv[2]))
     permit = await admission.acquire("tools")
     print("held", permit.fence, flush=True)
-    while not permit.lost:
+    word = ""
+    while word != "lost":
         sys.stdin.readline()  # the loop stands still; whoever asks wants to know now
-        print("lost" if permit.lost else "held", flush=True)
+        word = "lost" if permit.lost else "held"
+        print(word, flush=True)
     print("released", permit.release(), flush=True)
     again = await admission.acquire("tools", timeout=20)
     print("again", again.fence, flush=True)

@@ -9,7 +9,7 @@ import pytest
 
 from interlock.admission.local import LocalAdmission
 from interlock.errors import AcquireTimeout, InterlockError, LimitExceeded
-from interlock.http.asking import Asking, at_once
+from interlock.http.permits.asking import Asking, at_once
 from interlock.testing import VirtualClock, idle
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from interlock.errors import StoreError
-from interlock.http.leases import LeaseRecord
+from interlock.http.permits.leases import LeaseRecord
 from interlock.stores.memory import MemoryStore
 from interlock.testing import VirtualClock
 

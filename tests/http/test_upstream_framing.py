@@ -53,6 +53,7 @@ class Fed:
     connection: Connection
     wire: Wire
     answer: Answer
+    freed: list[Connection]
 
     def feed(self, *pieces: bytes) -> Fed:
         for piece in pieces:
@@ -86,7 +87,7 @@ def fed(*pieces: bytes, method: str = "POST") -> Fed:
     connection.connection_made(wire)
     now = asyncio.get_running_loop().time()
     answer = connection.ask(method, b"", b"", Times(60, 60, 600), now)
-    return Fed(connection, wire, answer).feed(*pieces)
+    return Fed(connection, wire, answer, freed).feed(*pieces)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +108,7 @@ async def test_an_answer_is_the_same_however_it_is_cut(said: bytes, body: bytes)
     for pieces in [[said], *ways, [said[place : place + 1] for place in range(len(said))]]:
         call = fed(*pieces)
         assert not call.wire.aborted
-        assert call.connection.usable
+        assert call.freed == [call.connection]
         status, got, how = await call.outcome()
         assert (status, got, how) == (call.answer.status, body, "whole")
         assert not any(name in (b"x-sum", b"x-more", b"link") for name, _ in call.answer.headers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
 import pytest
 
@@ -105,6 +106,47 @@ async def test_a_connection_that_the_provider_closed_is_not_used() -> None:
             assert await ask(upstream, url) == b"ok"
             await until(lambda: none_left(upstream))
     assert script.requests == [1, 1, 1]
+
+
+async def test_a_connection_that_was_closed_a_moment_ago_is_not_used() -> None:
+    """Before the loop had a turn to notice."""
+
+    def answer_once() -> socket.socket:
+        connection, _ = listener.accept()
+        connection.recv(1 << 16)
+        connection.sendall(OK)
+        return connection
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        async with opened() as upstream:
+            for _ in range(3):
+                answering = asyncio.create_task(asyncio.to_thread(answer_once))
+                assert await ask(upstream, url) == b"ok"
+                (await answering).close()
+
+
+@pytest.mark.parametrize(
+    "said", [b"timeout=0", b"max=7, Timeout=0", b"timeout=0;max=7", b"timeout=9, timeout=0"]
+)
+async def test_a_provider_says_for_how_long_it_keeps_a_connection(said: bytes) -> None:
+    """It is left alone well before that: a request that meets the closing is not sent again."""
+    script = Answers(OK.replace(b"\r\n", b"\r\nKeep-Alive: " + said + b"\r\n", 1))
+    async with provider(script) as url, opened() as upstream:
+        await ask(upstream, url)
+        await script.left.wait()
+        await until(lambda: none_left(upstream))
+
+
+@pytest.mark.parametrize("said", [b"", b"max=0", b"timeout=", b"timeout=-1", b"xtimeout=0", b"timeout=60"])
+async def test_what_says_nothing_of_time_changes_nothing(said: bytes) -> None:
+    """Nor does a provider that is more patient than we are."""
+    script = Answers(OK.replace(b"\r\n", b"\r\nKeep-Alive: " + said + b"\r\n", 1), OK)
+    async with provider(script) as url, opened() as upstream:
+        for _ in range(2):
+            await ask(upstream, url)
+            await asyncio.sleep(0)
+        assert script.requests == [2]
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from interlock.http.control import Fleet
 from interlock.http.gateway.call import GatewayProvider
 from interlock.http.gateway.proxy import Gateway
 from interlock.http.gateway.upstream import HttpUpstream
-from interlock.http.permit_desk import PermitDesk
+from interlock.http.permits.desk import PermitDesk
 from interlock.provider.signals import WORDINGS, Wording
 
 if TYPE_CHECKING:

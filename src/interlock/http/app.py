@@ -11,9 +11,9 @@ from interlock.admission.wire import PATH as CONNECT
 from interlock.http.concurrency import concurrency_routes
 from interlock.http.control import routes
 from interlock.http.guard import Guard
-from interlock.http.permit_desk import PermitDesk
-from interlock.http.permit_stream import PermitStream
-from interlock.http.permits import permit_routes
+from interlock.http.permits.desk import PermitDesk
+from interlock.http.permits.routes import permit_routes
+from interlock.http.permits.stream import PermitStream
 from interlock.provider.remote import ServedGate
 from interlock.stores.memory import MemoryStore
 

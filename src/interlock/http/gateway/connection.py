@@ -8,6 +8,8 @@ transport is gone at once, and the answer, if one was under way, has failed.
 from __future__ import annotations
 
 import asyncio
+import re
+import select
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
@@ -25,6 +27,7 @@ _READ_AHEAD: Final = 256 * 1024
 _PIECE: Final = 256 * 1024
 """Of an upload; one a turn of the loop, so that it does not hold up everyone else."""
 _FRAMING: Final = (b"content-length", b"transfer-encoding")
+_KEPT_FOR: Final = re.compile(rb"(?:.*[\s,;])?timeout=([0-9]{1,9})(?:[\s,;].*)?", re.IGNORECASE | re.DOTALL)
 
 
 class Times(NamedTuple):
@@ -79,8 +82,8 @@ class Connection(asyncio.Protocol):
 
     @property
     def usable(self) -> bool:
-        """Whether it can carry a call now."""
-        return self._answer is None and not self._transport.is_closing()
+        """Whether it can carry a call now. The peer may have closed it without the loop having looked yet."""
+        return self._answer is None and not self._transport.is_closing() and not self._readable()
 
     def ask(self, method: str, head: bytes, body: bytes, times: Times, began: float) -> Answer:
         """Send a request that *began* at this time of the loop; the answer, of which nothing is there yet."""
@@ -231,11 +234,22 @@ class Connection(asyncio.Protocol):
         assert answer is not None
         sent = not self._upload and not self._transport.get_write_buffer_size()
         if self._reusable and sent and not self._reading_paused:
-            self._expire_at(self._loop.time() + self._keep_alive)
+            self._expire_at(self._loop.time() + self._kept_for())
             self._freed(self)
         else:
             self.abort()
         answer.finish()
+
+    def _kept_for(self) -> float:
+        """Seconds it may lie unused: half of what the peer says, so that its closing meets no request."""
+        said = (_KEPT_FOR.fullmatch(value) for name, value in self._headers if name.lower() == b"keep-alive")
+        return min((self._keep_alive, *(int(found[1]) / 2 for found in said if found)))
+
+    def _readable(self) -> bool:
+        """Whether there is anything to read, be it the end: between calls, all of that is a reason to go."""
+        poll = select.poll()
+        poll.register(self._transport.get_extra_info("socket"), select.POLLIN)
+        return bool(poll.poll(0))
 
     def _send_more(self) -> None:
         if self._upload and not self._writing_paused:

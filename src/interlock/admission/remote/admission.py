@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 
 from interlock.admission.callback import call_back
 from interlock.admission.permit import DEFAULT_TIMEOUT, Acquisition, Permit
-from interlock.admission.remote_ask import Ask, hold_words
-from interlock.admission.remote_exchange import CALL_SECONDS, Exchange
-from interlock.admission.remote_leases import Held
+from interlock.admission.remote.asks import Ask, hold_words
+from interlock.admission.remote.exchange import CALL_SECONDS, Exchange
+from interlock.admission.remote.leases import Held
 from interlock.admission.validation import check_capacity, check_name, check_seconds
 from interlock.admission.view import EMPTY, View
 from interlock.errors import InvalidOperation, Unavailable, ValidationError

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from interlock.admission.permit import Permit
-from interlock.admission.remote_leases import Held, now
+from interlock.admission.remote.leases import Held, now
 from interlock.admission.validation import check_seconds
 from interlock.errors import ValidationError
 

@@ -15,9 +15,9 @@ from uuid import uuid4
 
 from interlock.admission.callback import call_back
 from interlock.admission.refusals import lending_refused, lost
-from interlock.admission.remote_ask import Ask, RemotePermit, hold_words, more_words
-from interlock.admission.remote_leases import Held, LeaseKeeper, now
-from interlock.admission.remote_link import Link
+from interlock.admission.remote.asks import Ask, RemotePermit, hold_words, more_words
+from interlock.admission.remote.leases import Held, LeaseKeeper, now
+from interlock.admission.remote.link import Link
 from interlock.admission.validation import check_seconds
 from interlock.admission.wire import GENERATED, error_from_wire
 from interlock.clock import SystemClock

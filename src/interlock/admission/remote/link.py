@@ -13,7 +13,7 @@ from collections import deque
 from typing import Any, Protocol, cast
 from urllib.parse import urlsplit
 
-from interlock.admission.remote_leases import now
+from interlock.admission.remote.leases import now
 from interlock.admission.wire import PATH, VERSION
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class Link:
     """A connection that is kept up by one task, from `start` until `stop`."""
 
     def __init__(self, url: str, token: str | None, lease: float, client: str, listener: Listener) -> None:
-        from interlock import websocket  # needs what an embedded limiter does not
+        from interlock.admission.remote import websocket  # needs what an embedded limiter does not
 
         self._url = urlsplit(url)
         self._token = token

@@ -12,8 +12,8 @@ from starlette.routing import Route
 
 from interlock.admission.wire import is_generated
 from interlock.errors import Draining, InterlockError, InvalidOperation, StaleFence, ValidationError
-from interlock.http.asking import Asking
-from interlock.http.permit_desk import new_id
+from interlock.http.permits.asking import Asking
+from interlock.http.permits.desk import new_id
 from interlock.http.problems import NotFound, answering, json, read_body
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from interlock.admission.readings import Holder, Waiting
     from interlock.core import model
     from interlock.core.model import Outcome
-    from interlock.http.permit_desk import PermitDesk
+    from interlock.http.permits.desk import PermitDesk
 
 _DAY_MS = 86_400_000
 _WHOLE = 2**53

@@ -16,9 +16,9 @@ import msgspec
 
 from interlock.admission.wire import VERSION, error_to_wire
 from interlock.errors import InterlockError, InvalidOperation, LimitExceeded, PermitLost, ValidationError
-from interlock.http.asking import Asking, at_once
-from interlock.http.permit_desk import owns
-from interlock.http.permit_words import (
+from interlock.http.permits.asking import Asking, at_once
+from interlock.http.permits.desk import owns
+from interlock.http.permits.words import (
     Acquire,
     Gate,
     Hello,
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from interlock.admission.permit import Lending, Permit
     from interlock.core import model
     from interlock.core.model import Outcome
-    from interlock.http.permit_desk import PermitDesk
+    from interlock.http.permits.desk import PermitDesk
 
     Answer = tuple[Any, ...]
 

@@ -13,8 +13,8 @@ from interlock.admission.view import MOST as MOST_SHOWN
 from interlock.admission.view import look
 from interlock.admission.wire import GENERATED, is_generated
 from interlock.errors import InvalidOperation, PermitLost, StaleFence
-from interlock.http.asking import Asking, at_once
-from interlock.http.leases import LeaseRecord
+from interlock.http.permits.asking import Asking, at_once
+from interlock.http.permits.leases import LeaseRecord
 from interlock.http.problems import NotFound, encoded
 from interlock.limits import PREFIX
 from interlock.provider.remote import PREFIX as GATED

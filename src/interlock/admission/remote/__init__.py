@@ -1,0 +1,3 @@
+"""Admission through an Interlock server."""
+
+from interlock.admission.remote.admission import RemoteAdmission as RemoteAdmission

@@ -1,0 +1,1 @@
+"""Permits for other processes: plain HTTP routes, and the connection that `RemoteAdmission` speaks."""
