@@ -27,7 +27,8 @@ LAYERS = (
     ("ports",),
     ("clock",),  # gives a `ports.Clock`, and hands out its timer handles
     ("admission", "stores"),
-    ("limiter", "governor", "limits", "provider", "pool", "session", "agents"),
+    ("limiter", "governor", "limits", "provider", "pool", "session"),
+    ("agents",),  # work on what a session gives them
     ("http", "sync"),
     ("transports", "limiting"),  # transports read conversations as `http.gateway` does
     ("app",),
@@ -51,6 +52,7 @@ PURE = {
     "heapq",
     "itertools",
     "sys",
+    "types",
     "typing",
 }
 """What `core` may import: data structures and words for types. No time, no chance, no input, no output."""

@@ -142,6 +142,13 @@ class RunNotFound(InterlockError):
     status = 404
 
 
+class KeyReused(InterlockError):
+    """The idempotency key belongs to something else that was asked for."""
+
+    default_code = "idempotency_key_reused"
+    status = 422
+
+
 class RunFailed(InterlockError):
     """The awaited run ended with an error of its own."""
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Generator, Mapping, Sequence
+
+    from interlock.core.runs import RunStatus, SessionStatus, SessionVerb
+    from interlock.core.sessions import Event, NewEvent, Pruned, Retention, Run, RunChange, Session
 
 
 class TimerHandle(Protocol):
@@ -118,3 +121,128 @@ class Admission(Protocol):
     def explain(self, waiter_id: str) -> Any: ...
 
     def snapshot(self) -> Any: ...
+
+
+class Store(Settings, Protocol):
+    """Sessions, their runs, their logs of events, and settings.
+
+    Every write is one transaction: it happens whole or not at all, and is durable when its call returns. A
+    caller that is cancelled does not know whether it happened. What is given out is the caller's own. All
+    raise `StoreError` where the store fails and `Unavailable` once it is closed.
+    """
+
+    async def create_session(self, session: Session, events: Sequence[NewEvent] = ()) -> Session:
+        """Write *session* with its first events; where its id is known, nothing is written.
+
+        The session as it is stored then.
+        """
+        ...
+
+    async def change_session(
+        self, session_id: str, verb: SessionVerb, at: float, events: Sequence[NewEvent] = ()
+    ) -> Session | None:
+        """Move the session's status and log *events*; None, and nothing, where its status forbids the verb.
+
+        Raises `SessionNotFound`.
+        """
+        ...
+
+    async def delete_session(self, session_id: str) -> None:
+        """Remove the session with its runs and events, if there."""
+        ...
+
+    async def submit_run(
+        self, run: Run, events: Sequence[NewEvent] = (), *, room: int | None = None
+    ) -> tuple[Run, bool]:
+        """Write *run*, behind all that its session had before, with *events*: the run, and whether it is new.
+
+        A run of the session with the same ``idempotency_key`` is given back instead, and nothing is written.
+        Raises `SessionNotFound`, `InvalidStatus` where the session has ended, and `QueueFull` where *room* of
+        its runs have not ended.
+        """
+        ...
+
+    async def change_run(self, run_id: str, change: RunChange, events: Sequence[NewEvent] = ()) -> Run | None:
+        """Do *change* and log *events*; None, and nothing, where the run is not as it demands.
+
+        Raises `RunNotFound`.
+        """
+        ...
+
+    async def append(
+        self,
+        session_id: str,
+        events: Sequence[NewEvent],
+        *,
+        run_id: str | None = None,
+        attempt: int | None = None,
+    ) -> int:
+        """Log *events*, in their order; the sequence number of the last.
+
+        With *run_id*, only while that run is in flight in that *attempt*: `StaleFence` otherwise. An event
+        whose id the session's log has is not logged again. Raises `SessionNotFound`.
+        """
+        ...
+
+    async def get_session(self, session_id: str) -> Session:
+        """Raises `SessionNotFound`."""
+        ...
+
+    async def list_sessions(
+        self,
+        *,
+        statuses: Collection[SessionStatus] | None = None,
+        after: str | None = None,
+        limit: int | None = None,
+    ) -> list[Session]:
+        """By creation, then id; *after* is the id of the last one of the page before."""
+        ...
+
+    async def get_run(self, run_id: str) -> Run:
+        """Raises `RunNotFound`."""
+        ...
+
+    async def list_runs(
+        self,
+        session_id: str | None = None,
+        *,
+        statuses: Collection[RunStatus] | None = None,
+        after: str | None = None,
+        limit: int | None = None,
+    ) -> list[Run]:
+        """By submission; *after* is the id of the last one of the page before."""
+        ...
+
+    async def get_events(
+        self,
+        session_id: str,
+        *,
+        after: int = 0,
+        before: int | None = None,
+        run_id: str | None = None,
+        types: Collection[str] | None = None,
+        since: float | None = None,
+        limit: int | None = None,
+    ) -> list[Event]:
+        """The session's events between two sequence numbers (neither included), not older than *since*.
+
+        In their order; all filters count, the limit last. Raises `SessionNotFound`.
+        """
+        ...
+
+    async def get_latest_sequence(self, session_id: str) -> int:
+        """The number of the last event, 0 if there is none. Raises `SessionNotFound`."""
+        ...
+
+    def watch(self, session_id: str, callback: Callable[[], None]) -> Callable[[], None]:
+        """Have *callback* called on this event loop soon after events were logged; what ends that.
+
+        It is a hint: it may come late, once for many events, or (across processes) not at all.
+        """
+        ...
+
+    async def prune(self, retention: Retention, now: float) -> Pruned:
+        """Remove what *retention* does not keep. Sequence numbers are never used again."""
+        ...
+
+    async def aclose(self) -> None: ...
