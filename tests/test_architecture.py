@@ -27,7 +27,8 @@ LAYERS = (
     ("ports",),
     ("clock",),  # gives a `ports.Clock`, and hands out its timer handles
     ("admission", "stores"),
-    ("limiter", "governor", "limits", "provider", "pool", "session"),
+    ("limiter", "governor", "limits", "provider", "pool"),
+    ("session",),  # its runs take slots, streams and tools
     ("agents",),  # work on what a session gives them
     ("http", "sync"),
     ("transports", "limiting"),  # transports read conversations as `http.gateway` does
@@ -76,9 +77,7 @@ FORBIDDEN = {
 VAGUE = {"base", "common", "helper", "helpers", "manager", "misc", "util", "utils"}
 
 MOST_LINES = 450
-LONG_FILES: dict[str, tuple[int, str]] = {
-    "config.py": (460, "the structs and their rules are the reference of the file, in one place"),
-}
+LONG_FILES: dict[str, tuple[int, str]] = {}
 """Files that may be longer, each with its own bound and the reason."""
 
 MOST_LINES_OF_A_FUNCTION = 70
@@ -283,7 +282,8 @@ def _undocumented(name: str) -> Iterator[str]:
     for node in tree.body:
         if not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             continue
-        if not node.name.startswith("_") and ast.get_docstring(node) is None:
+        overloads = any(isinstance(one, ast.Name) and one.id == "overload" for one in node.decorator_list)
+        if not overloads and not node.name.startswith("_") and ast.get_docstring(node) is None:
             yield f"{at(name, node.lineno)}: {node.name}"
 
 

@@ -16,7 +16,6 @@ from interlock.config import (
     LimitsConfig,
     PoolConfig,
     ProviderConfig,
-    Secret,
     ServerConfig,
     WordingConfig,
     describe,
@@ -25,6 +24,7 @@ from interlock.config import (
     parse_duration,
 )
 from interlock.errors import ValidationError
+from interlock.secret import Secret
 
 FULL = """
 store = "sqlite:////var/lib/interlock.db"
@@ -345,7 +345,7 @@ def test_a_named_file_must_be_there(tmp_path: Path) -> None:
 
 PROVIDER = '[providers.p]\nbase_url = "http://h"\n'
 
-TABLES = "known here: store, coordination, server, limits, providers, gateway, pools, agents"
+TABLES = "known here: store, coordination, server, limits, providers, gateway, pools, agents, retention"
 PORT = "is not a whole number from 0 to 65535"
 CAPACITY = 'is not a whole number from 1 to 1000000, or "unlimited"'
 LIST = 'is not a list of texts, such as ["a", "b"]'

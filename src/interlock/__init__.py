@@ -22,10 +22,15 @@ if TYPE_CHECKING:
     from interlock.admission.readings import Waiting as Waiting
     from interlock.admission.remote import RemoteAdmission as RemoteAdmission
     from interlock.agents.process import ProcessAgent as ProcessAgent
+    from interlock.agents.python import agent as agent
     from interlock.app import Interlock as Interlock
     from interlock.clock import SystemClock as SystemClock
     from interlock.config import Config as Config
     from interlock.config import load_config as load_config
+    from interlock.core.sessions import Event as Event
+    from interlock.core.sessions import Retention as Retention
+    from interlock.core.sessions import Run as Run
+    from interlock.core.sessions import Session as Session
     from interlock.errors import AcquireTimeout as AcquireTimeout
     from interlock.errors import InterlockError as InterlockError
     from interlock.governor import ConcurrencyGovernor as ConcurrencyGovernor
@@ -39,17 +44,27 @@ if TYPE_CHECKING:
     from interlock.ports import Admission as Admission
     from interlock.ports import Clock as Clock
     from interlock.ports import Settings as Settings
+    from interlock.ports import Store as Store
     from interlock.provider.gate import ProviderGate as ProviderGate
     from interlock.provider.gated import gated as gated
     from interlock.provider.state import ProviderStatus as ProviderStatus
     from interlock.provider.usage import ProviderUsage as ProviderUsage
     from interlock.provider.usage import get_usage as get_usage
+    from interlock.session.context import RunContext as RunContext
+    from interlock.session.readings import Operation as Operation
+    from interlock.session.readings import Operations as Operations
+    from interlock.session.readings import RunResult as RunResult
+    from interlock.session.readings import SessionStatus as SessionStatus
+    from interlock.session.server import SessionServer as SessionServer
+    from interlock.session.sessions import Sessions as Sessions
+    from interlock.session.subscription import subscribe as subscribe
     from interlock.stores import open_store as open_store
     from interlock.transports.httpx2 import InterlockSyncTransport as InterlockSyncTransport
     from interlock.transports.httpx2 import InterlockTransport as InterlockTransport
 
 _HOMES = {
     "interlock.agents.process": ("ProcessAgent",),
+    "interlock.agents.python": ("agent",),
     "interlock.admission.remote": ("RemoteAdmission",),
     "interlock.app": ("Interlock",),
     "interlock.admission.local": ("LocalAdmission",),
@@ -62,17 +77,23 @@ _HOMES = {
         "Waiting",
     ),
     "interlock.clock": ("SystemClock",),
+    "interlock.core.sessions": ("Event", "Retention", "Run", "Session"),
     "interlock.config": ("Config", "load_config"),
     "interlock.limiting": ("limited",),
     "interlock.governor": ("ConcurrencyGovernor", "GovernorStats"),
     "interlock.limiter": ("ConcurrencyLimiter", "LimiterLimits", "LimiterStatus"),
-    "interlock.ports": ("Admission", "Clock", "Settings"),
+    "interlock.ports": ("Admission", "Clock", "Settings", "Store"),
     "interlock.pool.pool": ("AgentPool",),
     "interlock.pool.readings": ("PoolStats",),
     "interlock.provider.gate": ("ProviderGate",),
     "interlock.provider.gated": ("gated",),
     "interlock.provider.state": ("ProviderStatus",),
     "interlock.provider.usage": ("ProviderUsage", "get_usage"),
+    "interlock.session.context": ("RunContext",),
+    "interlock.session.readings": ("Operation", "Operations", "RunResult", "SessionStatus"),
+    "interlock.session.server": ("SessionServer",),
+    "interlock.session.sessions": ("Sessions",),
+    "interlock.session.subscription": ("subscribe",),
     "interlock.stores": ("open_store",),
     "interlock.transports.httpx2": ("InterlockSyncTransport", "InterlockTransport"),
     "interlock.errors": (
@@ -85,6 +106,7 @@ _HOMES = {
         "InterlockError",
         "InvalidOperation",
         "InvalidStatus",
+        "KeyReused",
         "LimitExceeded",
         "PermitLost",
         "PoolClosed",

@@ -10,7 +10,11 @@ from typing import TYPE_CHECKING, Any
 from interlock.admission.local import LocalAdmission
 from interlock.admission.remote import RemoteAdmission
 from interlock.agents import ProcessAgent, agent_factory
+from interlock.agents.command import CommandAgent
+from interlock.agents.python import session_agent
+from interlock.clock import SystemClock
 from interlock.config import Config, load_config
+from interlock.core.sessions import Retention
 from interlock.errors import InvalidOperation, ValidationError
 from interlock.governor import ConcurrencyGovernor
 from interlock.limiter import ConcurrencyLimiter
@@ -19,13 +23,15 @@ from interlock.pool import AgentPool
 from interlock.provider.gate import ProviderGate
 from interlock.provider.policy import ProviderPolicy
 from interlock.provider.usage import usage_source
+from interlock.session.retention import Pruner
+from interlock.session.sessions import Sessions
 from interlock.stores import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from interlock.config import PoolConfig, ProviderConfig
+    from interlock.config import AgentConfig, PoolConfig, ProviderConfig
     from interlock.ports import UsageSource
     from interlock.stores.memory import MemoryStore
     from interlock.stores.sqlite import SQLiteStore
@@ -45,6 +51,7 @@ class Interlock:
     governor: ConcurrencyGovernor
     gate: ProviderGate
     pools: dict[str, AgentPool[Any]]
+    sessions: Sessions
     store: MemoryStore | SQLiteStore
 
     def __init__(self, config: Config) -> None:
@@ -62,6 +69,7 @@ class Interlock:
         config = self.config
         check_supported(config)
         here = config.coordination == "local"
+        agents = _session_agents(config)
         factories = {name: _agent_factory(config, pool) for name, pool in config.pools.items()}
         async with AsyncExitStack() as opened:
             self.store = await open_store(config.store if here else "memory:")
@@ -83,6 +91,19 @@ class Interlock:
             }
             for pool in self.pools.values():
                 await opened.enter_async_context(pool)
+            clock = SystemClock()
+            self.sessions = Sessions(
+                self.store,
+                agents,
+                clock=clock,
+                limiter=self.limiter,
+                governor=self.governor,
+                gate=self.gate,
+            )
+            opened.push_async_callback(self.sessions.aclose)
+            pruner = Pruner(self.store, retention_of(config), every=config.retention.every, clock=clock)
+            pruner.start()
+            opened.push_async_callback(pruner.aclose)
             self._opened = opened.pop_all()
         return self
 
@@ -190,6 +211,14 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def retention_of(config: Config) -> Retention:
+    """What *config* wants kept."""
+    kept = config.retention
+    return Retention(
+        kept.completed_age, kept.deleted_age, kept.max_events_per_session, exempt_tags=kept.exempt_tags
+    )
+
+
 def _agent_factory(config: Config, pool: PoolConfig) -> Callable[[], Any]:
     """What starts the agents of *pool*."""
     agent = config.agents[pool.agent]
@@ -200,6 +229,44 @@ def _agent_factory(config: Config, pool: PoolConfig) -> Callable[[], Any]:
             return agent_factory(agent.target or "")
     raise ValidationError(
         f'agents.{pool.agent}: type is {agent.type!r}; a pool of this version takes "command" and "python"'
+    )
+
+
+def _session_agents(config: Config) -> dict[str, Any]:
+    """What works for sessions, by name. An agent of a pool may be no agent of a session."""
+    pooled = {pool.agent for pool in config.pools.values()}
+    found = {}
+    for name in config.agents:
+        try:
+            found[name] = _session_agent(config, name)
+        except ValidationError as error:
+            if name not in pooled:
+                raise ValidationError(f"agents.{name}: {error.message}") from None
+    return found
+
+
+def _session_agent(config: Config, name: str) -> Any:
+    agent = config.agents[name]
+    match agent.type:
+        case "command":
+            return CommandAgent(agent.command)
+        case "python":
+            return session_agent(agent.target or "")
+        case "chat":
+            return _chat_agent(config, agent)
+
+
+def _chat_agent(config: Config, agent: AgentConfig) -> Any:
+    # Imported here since it needs an HTTP client, which is an extra.
+    from interlock.agents.chat import ChatAgent
+
+    provider = config.providers[agent.provider or ""]
+    return ChatAgent(
+        provider.id,
+        agent.model or "",
+        base_url=provider.base_url,
+        api_key=None if provider.api_key is None else provider.api_key.reveal(),
+        dialect="anthropic" if "anthropic" in provider.base_url else "openai",
     )
 
 

@@ -128,6 +128,16 @@ class AgentLost(InterlockError):
     status = 502
 
 
+class ProviderFailed(InterlockError):
+    """A provider gave no answer, refused, or said something that cannot be understood.
+
+    ``code`` is ``provider_error``, ``provider_rate_limited`` or ``provider_timeout``.
+    """
+
+    default_code = "provider_error"
+    status = 502
+
+
 class SessionNotFound(InterlockError):
     """No session has this id."""
 

@@ -97,13 +97,26 @@ class ConcurrencyLimiter:
         """
         return SlotRequest(self, session_id, None, timeout)
 
-    def acquire_run_slot(self, session_id: str, run_id: str, timeout: float | None = 0) -> SlotRequest:
+    def acquire_run_slot(
+        self,
+        session_id: str,
+        run_id: str,
+        timeout: float | None = 0,
+        *,
+        priority: int = 0,
+        since: float | None = None,
+    ) -> SlotRequest:
         """Ask for the slot of *run_id*, which belongs to *session_id*.
 
-        As `acquire_session_slot`, but the code is ``max_runs_exceeded``. Raises `InvalidOperation` if another
-        session has this run, and `SessionNotFound` if the session holds no slot where that is required.
+        As `acquire_session_slot`, but the code is ``max_runs_exceeded``. Of those who wait, the smallest
+        *priority* goes first, then the oldest *since* (seconds since the epoch; default: now). Raises
+        `InvalidOperation` if another session has this run, and `SessionNotFound` if the session holds no slot
+        where that is required.
         """
-        return SlotRequest(self, session_id, run_id, timeout)
+        request = SlotRequest(self, session_id, run_id, timeout)
+        if priority or since is not None:
+            request.order(priority, since)
+        return request
 
     async def release_session_slot(self, session_id: str) -> None:
         """Free the slot of *session_id* and all its runs, however they were taken; end its waits."""
@@ -217,7 +230,7 @@ class SlotRequest:
     id, the last exit does.
     """
 
-    __slots__ = ("_holder", "_limiter", "_permit", "_run_id", "_session_id", "_timeout")
+    __slots__ = ("_holder", "_limiter", "_permit", "_rank", "_run_id", "_session_id", "_timeout")
     _permit: Permit
 
     def __init__(
@@ -233,6 +246,11 @@ class SlotRequest:
         self._run_id = run_id
         self._timeout = timeout
         self._holder = holder
+        self._rank: tuple[int, float | None] = 0, None
+
+    def order(self, priority: int, since: float | None) -> None:
+        """Say where it stands among those who wait."""
+        self._rank = priority, since
 
     def __await__(self) -> Generator[Any, None, Permit]:
         limiter, session_id, run_id = self._limiter, self._session_id, self._run_id
@@ -272,8 +290,15 @@ class SlotRequest:
         if in_session:
             limiter._check_session(self._session_id)
         lease = None if holder is None else holder.lease
+        priority, since = self._rank
         permit: Permit = yield from limiter.admission.acquire(
-            name, key=key, owner=self._session_id, timeout=self._timeout, lease=lease
+            name,
+            key=key,
+            owner=self._session_id,
+            priority=priority,
+            since=since,
+            timeout=self._timeout,
+            lease=lease,
         ).__await__()
         if in_session:
             try:

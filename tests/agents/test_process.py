@@ -118,7 +118,7 @@ async def test_it_may_chatter_on_standard_error() -> None:
     """Nobody has to read it, and only the end of it is kept."""
     async with talker() as agent:
         assert await agent.run({"do": "chatter", "bytes": 1_000_000}) == "done"
-        assert agent._tail_bytes < 3 * 4096
+        assert agent._group._tail_bytes < 3 * 4096
 
 
 # -- what goes wrong
@@ -202,7 +202,7 @@ async def test_what_is_no_command(command: Any) -> None:
 async def test_closing_lets_it_end() -> None:
     agent = await ProcessAgent.start(TALKER)
     await agent.close()
-    assert agent._process.returncode == 0
+    assert agent._group.returncode == 0
     assert not agent.alive
     await agent.close()
     await agent.wait_closed()
@@ -216,7 +216,7 @@ async def test_one_that_does_not_end_is_killed() -> None:
     assert not closing.done()
     await clock.advance(0.1)
     await closing
-    assert agent._process.returncode == -signal.SIGKILL
+    assert agent._group.returncode == -signal.SIGKILL
 
 
 async def test_a_cancelled_close_kills() -> None:

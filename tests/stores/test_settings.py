@@ -17,7 +17,10 @@ import pytest
 from interlock.errors import StoreError, Unavailable, ValidationError
 from interlock.ports import Settings
 from interlock.stores import MemoryStore, open_store
-from interlock.stores.sqlite import SQLiteStore, _connect, _migrate, _Migration, _migrations, _one
+from interlock.stores.sqlite import SQLiteStore
+from interlock.stores.sqlite.file import connect
+from interlock.stores.sqlite.schema import Migration, migrate, migrations
+from interlock.stores.sqlite.transaction import one
 
 ODD = ["", " ", "a", "A", "a%", "a_", "a%b", "aXb", "a\0", "a\0b", "ä", "a🙂", "a\U0010ffff", "b"]
 
@@ -177,7 +180,7 @@ async def test_the_disk_has_it_before_the_caller_knows(path: Path) -> None:
             "mmap_size": 0,
             "busy_timeout": 5000,
         }.items():
-            found = await store._transact(partial(_one, sql=f"PRAGMA {pragma}"))
+            found = await store._transact(partial(one, sql=f"PRAGMA {pragma}"))
             assert (pragma, found) == (pragma, expected)
 
 
@@ -428,14 +431,14 @@ async def test_a_changed_migration_is_refused(path: Path) -> None:
 
 def test_migrations_are_all_or_nothing(path: Path) -> None:
     """Where a statement of the second fails, nothing of the first is there either."""
-    known = _migrations()
-    bad = _Migration(len(known) + 1, "9_bad", "CREATE TABLE t (a);\nCREATE TABLE t (a);\n")
-    db = _connect(path)
+    known = migrations()
+    bad = Migration(len(known) + 1, "9_bad", "CREATE TABLE t (a);\nCREATE TABLE t (a);\n")
+    db = connect(path)
     with pytest.raises(sqlite3.OperationalError, match="already exists"):
-        _migrate(db, path, [*known, bad])
+        migrate(db, path, [*known, bad])
     assert db.execute("SELECT name FROM sqlite_master").fetchall() == []
-    _migrate(db, path, known)
-    _migrate(db, path, known)
+    migrate(db, path, known)
+    migrate(db, path, known)
     applied = db.execute("SELECT version, name, sha256 FROM schema_migrations").fetchall()
     assert applied == [(m.version, m.name, m.sha256) for m in known]
     db.close()
@@ -443,7 +446,7 @@ def test_migrations_are_all_or_nothing(path: Path) -> None:
 
 def test_migrations_are_numbered_from_one() -> None:
     """A gap or a twin in the numbers would be applied in one place and not in another."""
-    assert [m.version for m in _migrations()] == list(range(1, len(_migrations()) + 1))
+    assert [m.version for m in migrations()] == list(range(1, len(migrations()) + 1))
 
 
 @pytest.mark.parametrize("junk", [b"not a database at all", b"SQLite format 3\0" + b"\xff" * 4080])

@@ -11,50 +11,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import shlex
-import signal
-from asyncio.subprocess import PIPE, Process, SubprocessStreamProtocol
-from collections import deque
-from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
+from interlock.agents.deadline import within
+from interlock.agents.group import ProcessGroup
 from interlock.clock import SystemClock
-from interlock.errors import (
-    AgentLost,
-    AgentStartFailed,
-    InvalidOperation,
-    RunFailed,
-    RunTimedOut,
-    ValidationError,
-)
+from interlock.errors import AgentLost, InvalidOperation, RunFailed, RunTimedOut, ValidationError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from interlock.ports import Clock
 
 LINE_MAX: Final = 16 * 1024 * 1024
 """Bytes that a request or an answer may have when nobody says otherwise."""
-_TAIL_MAX = 4096
-_LAST_WORDS = 2.0
-
-
-class _Streams(SubprocessStreamProtocol):
-    """asyncio's own, and when the process itself has ended: `Process.wait` waits for its pipes as well, which
-    its children may hold open."""
-
-    def __init__(self, limit: int, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(limit=limit, loop=loop)
-        self.exited: asyncio.Future[None] = loop.create_future()
-
-    def process_exited(self) -> None:
-        super().process_exited()
-        self.exited.set_result(None)
-
-
-_Started: TypeAlias = tuple[asyncio.SubprocessTransport, _Streams]
 
 
 class ProcessAgent:
@@ -63,20 +34,14 @@ class ProcessAgent:
     It fits `AgentPool` as it is: it offers ``alive``, ``wait_closed`` and ``close``.
     """
 
-    def __init__(self, command: tuple[str, ...], started: _Started, clock: Clock, line_max: int) -> None:
-        self.command = command
-        self._transport, self._exited = started[0], started[1].exited
-        self._process = Process(*started, asyncio.get_running_loop())
+    def __init__(self, group: ProcessGroup, clock: Clock, line_max: int) -> None:
+        self.command = group.command
+        self._group = group
         self._clock = clock
         self._line_max = line_max
         self._serial = 0
         self._running = False
         self._lost = False
-        self._tail: deque[bytes] = deque()
-        self._tail_bytes = 0
-        self._group_ended = False
-        self._listening = asyncio.create_task(self._listen())
-        self._watching = asyncio.create_task(self._watch())
 
     @classmethod
     async def start(
@@ -92,31 +57,8 @@ class ProcessAgent:
 
         Raises `AgentStartFailed` if it cannot be run at all.
         """
-        words = tuple(command)
-        if isinstance(command, str) or not words:
-            raise ValidationError(f"command is {command!r}; it takes a program and its arguments, in a list")
-        loop = asyncio.get_running_loop()
-        starting = asyncio.ensure_future(
-            loop.subprocess_exec(
-                lambda: _Streams(line_max, loop),
-                *words,
-                stdin=PIPE,
-                stdout=PIPE,
-                stderr=PIPE,
-                env=None if env is None else dict(env),
-                cwd=cwd,
-                start_new_session=True,
-            )
-        )
-        try:
-            await asyncio.wait([starting])  # not cancelled with us: a process that nobody knows would be left
-            started = starting.result()
-        except asyncio.CancelledError:
-            starting.add_done_callback(_kill_unwanted)
-            raise
-        except (OSError, ValueError) as error:
-            raise AgentStartFailed(f"{shlex.join(words)} could not be started: {error}") from error
-        return cls(words, started, clock or SystemClock(), line_max)
+        group = await ProcessGroup.start(command, env=env, cwd=cwd, line_max=line_max)
+        return cls(group, clock or SystemClock(), line_max)
 
     # -- using
 
@@ -135,11 +77,11 @@ class ProcessAgent:
         request = self._encoded({"id": self._serial, "input": payload})
         self._running = True
         try:
-            async with self._within(timeout):
+            async with within(self._clock, timeout):
                 answer = await self._exchange(request)
         except TimeoutError:
             self.kill()
-            raise RunTimedOut(f"{self} gave no answer within {timeout:g} s{self._said()}") from None
+            raise RunTimedOut(f"{self} gave no answer within {timeout:g} s{self._group.said()}") from None
         except AgentLost:
             self.kill()
             raise
@@ -155,56 +97,52 @@ class ProcessAgent:
     @property
     def alive(self) -> bool:
         """Whether it may be asked."""
-        return not self._lost and self._process.returncode is None
+        return not self._lost and self._group.returncode is None
 
     @property
     def pid(self) -> int:
         """Of the process, and of the group that it leads."""
-        return self._process.pid
+        return self._group.pid
 
     # -- ending
 
     async def wait_closed(self) -> None:
         """Return once the process has ended, for whatever reason."""
-        if not self._exited.done():
-            await asyncio.wait([self._exited])
+        await self._group.wait_exited()
 
     async def close(self, grace: float = 5.0) -> None:
         """Let it end by closing its input; after *grace* seconds it is killed, its children in any case."""
         self._lost = True
-        if self._process.stdin is not None:
-            self._process.stdin.close()
+        self._group.close_input()
         try:
-            async with self._within(grace):
+            async with within(self._clock, grace):
                 await self.wait_closed()
         except TimeoutError:
             pass
         finally:
             self.kill()
-        await asyncio.wait([self._watching])
+        await self._group.wait_closed()
 
     def kill(self) -> None:
         """End the process and all that it started, at once; `wait_closed` returns when that has happened."""
         self._lost = True
-        # Once the leader is reaped and its group empty, the number may be somebody else's.
-        if not self._group_ended:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+        self._group.kill()
 
     # -- inside
 
     async def _exchange(self, request: bytes) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
+        line = b""
         try:
-            self._process.stdin.write(request)
-            await self._process.stdin.drain()
-            line = await self._process.stdout.readuntil(b"\n")
+            self._group.write(request)
+            await self._group.drain()
+            line = await self._group.line()
         except asyncio.LimitOverrunError:
             raise self._loss(f"wrote a line of more than {self._line_max} bytes") from None
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except ConnectionError:
+            pass
+        if not line.endswith(b"\n"):
             self.kill()
-            await asyncio.wait([self._watching])  # its last words may still be on their way
+            await self._group.wait_closed()  # its last words may still be on their way
             raise self._loss("ended without an answer") from None
         answer = _parsed(line)
         if answer is None or not ("output" in answer or "error" in answer):
@@ -222,53 +160,16 @@ class ProcessAgent:
             raise ValidationError(f"the request has {len(line)} bytes; allowed are {self._line_max}")
         return line
 
-    @asynccontextmanager
-    async def _within(self, seconds: float | None) -> AsyncIterator[None]:
-        async with asyncio.timeout(None) as scope:
-            timer = None
-            if seconds is not None:
-                timer = self._clock.call_at(self._clock.now() + seconds, lambda: scope.reschedule(0.0))
-            try:
-                yield
-            finally:
-                if timer is not None:
-                    timer.cancel()
-
-    async def _listen(self) -> None:
-        """Keep the end of what it says on standard error; it must never wait for us."""
-        assert self._process.stderr is not None
-        while piece := await self._process.stderr.read(_TAIL_MAX):
-            self._tail.append(piece)
-            self._tail_bytes += len(piece)
-            while self._tail_bytes - len(self._tail[0]) >= _TAIL_MAX:
-                self._tail_bytes -= len(self._tail.popleft())
-
-    async def _watch(self) -> None:
-        await asyncio.wait([self._exited])
-        self.kill()  # the children of one that ended by itself
-        self._group_ended = True
-        # What is left in the pipes; one that left the group and holds them open is not waited for.
-        await asyncio.wait(
-            [self._listening, asyncio.ensure_future(self._process.wait())], timeout=_LAST_WORDS
-        )
-        self._transport.close()
-
     def _loss(self, what: str) -> AgentLost:
-        code = self._process.returncode
-        ended = ""
-        if code is not None:
-            ended = f" (killed by signal {-code})" if code < 0 else f" (exit status {code})"
-        return AgentLost(f"{self} {what}{ended}{self._said()}", command=self.command, returncode=code)
-
-    def _said(self) -> str:
-        tail = b"".join(self._tail)[-_TAIL_MAX:].decode(errors="replace").strip()
-        return f"; its standard error ended with:\n{tail}" if tail else ""
+        group = self._group
+        message = f"{self} {what}{group.how_it_ended()}{group.said()}"
+        return AgentLost(message, command=self.command, returncode=group.returncode)
 
     def __repr__(self) -> str:
         return f"<ProcessAgent {self}: {'alive' if self.alive else 'ended'}>"
 
     def __str__(self) -> str:
-        return f"`{shlex.join(self.command)}` (process {self.pid})"
+        return str(self._group)
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
@@ -282,12 +183,3 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 def _shown(line: bytes) -> str:
     text = line.decode(errors="replace").strip()
     return repr(text if len(text) <= 200 else f"{text[:200]}…")
-
-
-def _kill_unwanted(starting: asyncio.Future[_Started]) -> None:
-    """The one who started it was cancelled before it was there."""
-    if not starting.cancelled() and starting.exception() is None:
-        transport, _ = starting.result()
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(transport.get_pid(), signal.SIGKILL)
-        transport.close()

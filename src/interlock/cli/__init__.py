@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
+from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError
 
@@ -23,6 +26,14 @@ app.command("interlock.cli.operate:limits_app", name="limits")
 app.command("interlock.cli.operate:cooldown_app", name="cooldown")
 app.command("interlock.cli.operate:pause", name="pause")
 app.command("interlock.cli.operate:resume", name="resume")
+app.command("interlock.cli.sessions:sessions", name="sessions")
+app.command("interlock.cli.sessions:runs", name="runs")
+app.command("interlock.cli.submit:submit", name="submit")
+app.command("interlock.cli.tail:tail", name="tail")
+app.command("interlock.cli.sessions:cancel", name="cancel")
+app.command("interlock.cli.sessions:interrupt", name="interrupt")
+app.command("interlock.cli.sessions:drain", name="drain")
+app.command("interlock.cli.prune:prune", name="prune")
 app.command("interlock.cli.mock_provider:mock_provider", name="mock-provider")
 
 config_app = App(name="config", help="Look at a configuration.")
@@ -30,16 +41,22 @@ config_app.command("interlock.cli.config:check", name="check")
 app.command(config_app)
 
 
-def main() -> None:
-    """Run the command line. Errors are one line; exit 0 ok, 1 the thing failed, 2 usage."""
+def main(words: Sequence[str] | None = None) -> None:
+    """Run the command line, or *words*. Errors are one line; exit 0 ok, 1 the thing failed, 2 usage."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # text of others, wherever it is shown
     try:
-        code = app(exit_on_error=False, print_error=False)
+        code = app(sys.argv[1:] if words is None else words, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         sys.exit(_complain(" ".join(str(error).split()), 2))
     except ValidationError as error:
         sys.exit(_complain(error.message, 2))
     except InterlockError as error:
         sys.exit(_complain(error.message, 1))
+    except BrokenPipeError:  # whoever read what we print has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(code if isinstance(code, int) else 0)

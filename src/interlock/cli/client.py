@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import AsyncExitStack
 from typing import Any
 from urllib.parse import quote
 
@@ -10,6 +11,13 @@ import httpx2
 
 from interlock.config import load_config
 from interlock.errors import InterlockError, Unavailable, ValidationError
+
+TIMEOUT = 5.0
+"""Seconds for a connection, and for an answer unless the command asks for something that takes longer."""
+
+
+class NoAnswer(Unavailable):
+    """Nobody answered, or only that it cannot now; it may be otherwise in a moment."""
 
 
 def default_url() -> str:
@@ -20,30 +28,83 @@ def default_url() -> str:
     return f"http://{server.host}:{server.port}"
 
 
-async def fetch(url: str, path: str, method: str = "GET", body: Any = None) -> dict[str, Any]:
-    """The JSON document that *path* answers; *body* goes as JSON.
-
-    Raises `Unavailable`, saying what to do, where there is no server or it wants a token; `ValidationError`
-    for what it finds wrong with the request, `InterlockError` for the rest, both in the server's words.
-    """
+def client(url: str, *, timeout: float = TIMEOUT) -> httpx2.AsyncClient:
+    """Connections to *url* that show the token and wait *timeout* seconds for every piece of an answer."""
     token = os.environ.get("INTERLOCK_TOKEN")
-    headers = {"authorization": f"Bearer {token}"} if token else {}
+    return httpx2.AsyncClient(
+        headers={"authorization": f"Bearer {token}"} if token else {},
+        trust_env=False,
+        verify=not url.startswith("http://"),  # certificates take long to load, and are not looked at there
+        timeout=httpx2.Timeout(TIMEOUT, read=timeout),
+    )
+
+
+async def fetch(
+    url: str,
+    path: str,
+    method: str = "GET",
+    body: Any = None,
+    *,
+    headers: dict[str, str] | None = None,
+    timeout: float = TIMEOUT,
+    over: httpx2.AsyncClient | None = None,
+) -> dict[str, Any]:
+    """The JSON document that *path* answers; *body* goes as JSON. *over* is a client for several calls.
+
+    Raises `NoAnswer`, saying what to do, where there is no server, and `Unavailable` where it wants a token;
+    `ValidationError` for what it finds wrong with the request, `InterlockError` for the rest, both in the
+    server's words and with its code.
+    """
+    async with AsyncExitStack() as stack:
+        if over is None:
+            over = await stack.enter_async_context(client(url, timeout=timeout))
+        try:
+            response = await over.request(method, url + path, headers=headers, json=body)
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            raise nobody(url, error) from None
+    if not response.is_success:
+        raise refusal(url, response)
     try:
-        async with httpx2.AsyncClient(trust_env=False, timeout=5.0) as client:
-            response = await client.request(method, url + path, headers=headers, json=body)
-            document = response.json()
-    except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
-        raise Unavailable(f"no answer from {url} ({error}); is `interlock serve` running?") from None
-    if response.is_success and isinstance(document, dict):
-        return document
+        document = response.json()
+    except ValueError as error:
+        raise nobody(url, error) from None
+    if not isinstance(document, dict):
+        raise nobody(url, ValueError("no Interlock server says this"))
+    return document
+
+
+def refusal(url: str, response: httpx2.Response) -> InterlockError:
+    """What a read *response* that is no success says, as an error of one line."""
     status = response.status_code
     if status in (401, 403):
-        raise Unavailable(f"{url} answered {status}; set INTERLOCK_TOKEN to the server's token")
-    said = document if isinstance(document, dict) else {}
-    detail = said.get("detail") or said.get("error")
-    if not isinstance(detail, str):
-        raise Unavailable(f"{url} answered {status}")
-    raise (ValidationError if status == 400 else InterlockError)(" ".join(detail.split()))
+        return Unavailable(f"{url} answered {status}; set INTERLOCK_TOKEN to the server's token")
+    try:
+        said = response.json()
+    except ValueError:
+        said = None
+    said = said if isinstance(said, dict) else {}
+    detail, code = said.get("detail") or said.get("error"), said.get("code")
+    detail = " ".join(detail.split()) if isinstance(detail, str) else f"{url} answered {status}"
+    code = code if isinstance(code, str) else None
+    after = response.headers.get("retry-after", "")
+    if status in (429, 503) and after.isdecimal():
+        detail += f"; try again in {after} s"
+    if status == 400:
+        return ValidationError(detail, code=code)
+    # Full, stopping, or a proxy before a server that is not there; a failure of its own comes with a code.
+    away = status in (429, 503) or (status in (500, 502, 504) and code is None)
+    return (NoAnswer if away else InterlockError)(detail, code=code)
+
+
+def reason(error: Exception) -> str:
+    """Why a connection failed, in words also where the error has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def nobody(url: str, error: Exception) -> NoAnswer:
+    """The error of one line for a server that is not there; ``details`` has the reason alone."""
+    why = reason(error)
+    return NoAnswer(f"no answer from {url} ({why}); is `interlock serve` running?", reason=why)
 
 
 async def named(url: str, name: str) -> str:
@@ -61,4 +122,4 @@ async def named(url: str, name: str) -> str:
 
 def in_path(name: str) -> str:
     """*name* as one segment of a path."""
-    return quote(name, safe="")
+    return quote(name, safe="", errors="surrogateescape")

@@ -10,7 +10,7 @@ import socket
 import sys
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import uvicorn
@@ -32,6 +32,8 @@ from interlock.provider.signals import WORDINGS, Wording
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from interlock.session.sessions import Sessions
 
 DRAIN_SECONDS = 30.0
 LAYERS = ("streams", "global")
@@ -92,8 +94,9 @@ async def run(config: Config, file: ConfigFile) -> int:
             max_body=config.gateway.max_body,
         )
         shown = Fleet(fleet.limits, fleet.limiter, fleet.governor, fleet.pools)
-        server = _Server(create_app(fleet.gate, gateway, config.server, desk, shown))
-        stopping = _Stopping(server, gateway, desk)
+        server = _Server(create_app(fleet.gate, gateway, config.server, desk, shown, fleet.sessions))
+        await fleet.sessions.recover()
+        stopping = _Stopping(server, gateway, desk, fleet.sessions)
         stopping.install()
         reloading = Reloading(fleet, file)
         reloading.start()
@@ -101,6 +104,7 @@ async def run(config: Config, file: ConfigFile) -> int:
         serving = asyncio.create_task(server.serve(sockets=[listening]))
         server.ready.add_done_callback(lambda _: _announce(config, listening.getsockname()[1]))
         await serving
+        await fleet.sessions.aclose(timeout=0)
         return stopping.code
 
 
@@ -150,10 +154,13 @@ class _Server(uvicorn.Server):
 class _Stopping:
     """First signal: take nothing new and let what runs finish. Second: stop at once."""
 
-    def __init__(self, server: uvicorn.Server, gateway: Gateway, desk: PermitDesk) -> None:
+    def __init__(
+        self, server: uvicorn.Server, gateway: Gateway, desk: PermitDesk, sessions: Sessions
+    ) -> None:
         self._server = server
         self._gateway = gateway
         self._desk = desk
+        self._sessions = sessions
         self._draining: asyncio.Task[None] | None = None
         self.code = 0
 
@@ -171,11 +178,14 @@ class _Stopping:
         self._stop_now()
 
     async def _drain(self) -> None:
-        calls = set(self._gateway.calls)
-        if calls:
-            print(f"interlock: finishing {len(calls)} calls; again to stop at once", file=sys.stderr)
-            _, left = await asyncio.wait(calls, timeout=DRAIN_SECONDS)
-            self.code = 1 if left else self.code
+        calls: set[asyncio.Task[Any]] = set(self._gateway.calls)
+        runs = sum(server.status().in_flight_count for server in self._sessions.running.values())
+        if calls or runs:
+            what = " and ".join(f"{n} {noun}" for n, noun in ((len(calls), "calls"), (runs, "runs")) if n)
+            print(f"interlock: finishing {what}; again to stop at once", file=sys.stderr)
+        closing = asyncio.get_running_loop().create_task(self._sessions.aclose(DRAIN_SECONDS))
+        _, left = await asyncio.wait({*calls, closing}, timeout=DRAIN_SECONDS)
+        self.code = 1 if left else self.code
         self._stop_now()
 
     def _stop_now(self) -> None:

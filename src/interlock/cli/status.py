@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import time
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
 
 from interlock.cli.client import default_url, fetch
 from interlock.cli.output import Json
+
+_WORDS = {"provider", "limit", "state", "waiter", "owner", "for", "session", "agent", "run", "status", "note"}
+_WHOLE = {"run", "status", "age", "waited", "took"}
 
 
 async def status(*, url: str | None = None, as_json: Json = False) -> int:
@@ -67,11 +70,11 @@ def others(limits: list[dict[str, Any]]) -> Table:
 
 
 def table(*columns: str) -> Table:
-    """An empty table for people; columns of numbers are set to the right."""
+    """An empty table for people; columns of numbers are set to the right, and what is short stays whole."""
     shown = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in columns:
-        words = column in ("provider", "limit", "state", "waiter", "owner", "for")
-        shown.add_column(column, justify="left" if words else "right", overflow="fold")
+        justify: Literal["left", "right"] = "left" if column in _WORDS else "right"
+        shown.add_column(column, justify=justify, overflow="fold", no_wrap=column in _WHOLE)
     return shown
 
 

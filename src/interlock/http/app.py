@@ -10,20 +10,26 @@ from starlette.applications import Starlette
 from interlock.admission.wire import PATH as CONNECT
 from interlock.http.concurrency import concurrency_routes
 from interlock.http.control import routes
+from interlock.http.events import EventStreams, event_routes
 from interlock.http.guard import Guard
 from interlock.http.permits.desk import PermitDesk
 from interlock.http.permits.routes import permit_routes
 from interlock.http.permits.stream import PermitStream
+from interlock.http.problems import no_route
+from interlock.http.sessions.routes import session_routes
 from interlock.provider.remote import ServedGate
 from interlock.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from starlette.routing import Route
+
     from interlock.config import ServerConfig
     from interlock.http.control import Fleet
     from interlock.http.gateway.proxy import Gateway
     from interlock.provider.gate import ProviderGate
+    from interlock.session.sessions import Sessions
 
     App = Callable[[dict[str, Any], Any, Any], Awaitable[None]]
 
@@ -34,22 +40,31 @@ def create_app(
     server: ServerConfig,
     desk: PermitDesk | None = None,
     fleet: Fleet | None = None,
+    sessions: Sessions | None = None,
 ) -> App:
     """The server's application; it takes no part in uvicorn's lifespan: the fleet outlives it.
 
     Without a *desk* that was loaded from a store, nothing about permits is remembered over a restart. Without
-    a *fleet* there is a gate and nothing else.
+    a *fleet* there is a gate and nothing else, and without *sessions* their routes answer 503.
     """
     logging.getLogger("uvicorn.error").addFilter(_not_torn)
     desk = desk or PermitDesk(gate.admission, MemoryStore())
     desk.gate = ServedGate(gate)
+
+    def ready() -> bool:
+        return not gateway.draining
+
     control = Starlette(
         routes=[
-            *routes(gate, fleet, ready=lambda: not gateway.draining),
+            *routes(gate, fleet, ready),
             *concurrency_routes(gate),
             *permit_routes(desk),
-        ]
+            *_event_routes(sessions, desk),
+            *session_routes(sessions, desk, ready),
+        ],
+        exception_handlers={404: no_route, 405: no_route},
     )
+    control.router.redirect_slashes = False  # the redirect would be built from the Host header
     stream = PermitStream(desk)
 
     async def route(scope: dict[str, Any], receive: Any, send: Any) -> None:
@@ -62,6 +77,14 @@ def create_app(
 
     any_host = server.host in ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
     return Guard(route, hosts=(server.host, *server.allowed_hosts), token=server.token, any_host=any_host)
+
+
+def _event_routes(sessions: Sessions | None, desk: PermitDesk) -> list[Route]:
+    if sessions is None:
+        return []
+    streams = EventStreams(sessions.store, clock=sessions.clock)
+    desk.on_drain(streams.close)
+    return event_routes(streams)
 
 
 def _not_torn(record: logging.LogRecord) -> bool:

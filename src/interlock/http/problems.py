@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.routing import Match
 
 from interlock.errors import InterlockError, ValidationError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from starlette.requests import Request
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 MOST_BYTES = 64 * 1024
 """Of a body, unless its route says otherwise."""
+
+RETRY_AFTER = "1"
+"""Seconds after which what was refused for want of room, or of a server, may be tried again."""
 
 T = TypeVar("T")
 
@@ -29,6 +33,13 @@ class NotFound(InterlockError):
 
     default_code = "not_found"
     status = 404
+
+
+class NotAllowed(InterlockError):
+    """The path is known, but not with this method."""
+
+    default_code = "method_not_allowed"
+    status = 405
 
 
 class TooLarge(ValidationError):
@@ -55,7 +66,8 @@ def problem(error: InterlockError) -> Response:
         "retryable": error.retryable,
         "details": error.details,
     }
-    return Response(encoded(body), error.status, media_type="application/problem+json")
+    headers = {"retry-after": RETRY_AFTER} if error.status in (429, 503) else None
+    return Response(encoded(body), error.status, headers, media_type="application/problem+json")
 
 
 def answering(handler: Handler) -> Handler:
@@ -73,8 +85,21 @@ def answering(handler: Handler) -> Handler:
     return answer
 
 
-async def read_body(request: Request, kind: type[T], most: int = MOST_BYTES) -> T:
-    """The JSON body as a *kind*.
+async def no_route(request: Request, error: Exception) -> Response:
+    """The answer where no route has this path, or none of those that have it this method."""
+    found = [one for one in request.app.routes if one.matches(request.scope)[0] is not Match.NONE]
+    if not found:
+        return problem(NotFound(f"nothing is at {request.scope['path'][:80]!r}"))
+    allowed = ", ".join(sorted({method for one in found for method in one.methods}))
+    refused = problem(NotAllowed(f"{request.method} is not for this path; allowed are {allowed}"))
+    refused.headers["allow"] = allowed
+    return refused
+
+
+async def read_body(
+    request: Request, kind: type[T], most: int = MOST_BYTES, *, otherwise: T | None = None
+) -> T:
+    """The JSON body as a *kind*; *otherwise* where there may be none, and is none.
 
     Raises `ValidationError` naming what is wrong, `TooLarge` over *most* bytes, and `NotJson` for a body that
     says it is something else: forms are what a foreign web page may send without being asked.
@@ -87,6 +112,8 @@ async def read_body(request: Request, kind: type[T], most: int = MOST_BYTES) -> 
         body += piece
         if len(body) > most:
             raise TooLarge(f"the body is too large; allowed are {most} bytes")
+    if otherwise is not None and not body:
+        return otherwise
     return decoded(bytes(body), kind)
 
 
@@ -96,7 +123,9 @@ def decoded(body: bytes, kind: type[T]) -> T:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
         raise ValidationError(f"the body is refused: {error}") from None
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+    except RecursionError:
+        raise ValidationError("the body is refused: it is nested too deeply") from None
+    except (msgspec.DecodeError, UnicodeError) as error:
         raise ValidationError(f"the body is not JSON: {error}") from None
 
 
@@ -105,6 +134,6 @@ def encoded(value: Any) -> bytes:
     return msgspec.json.encode(value, enc_hook=str)
 
 
-def json(value: Any, status: int = 200) -> Response:
+def json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """*value* as a JSON answer."""
-    return Response(encoded(value), status, media_type="application/json")
+    return Response(encoded(value), status, headers, media_type="application/json")

@@ -1,0 +1,56 @@
+"""An end that is begun once, by whoever closes first, and that everyone who closes waits for."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from interlock.ports import Clock, TimerHandle
+
+
+class Closing:
+    """The end of something; it goes on where those who wait for it are cancelled: half an end is none."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._task: asyncio.Task[None] | None = None
+        self._timers: set[TimerHandle] = set()
+
+    @property
+    def begun(self) -> bool:
+        """Whether somebody has closed it."""
+        return self._task is not None
+
+    async def close(
+        self,
+        work: Callable[[], Coroutine[None, None, None]],
+        hurry: Callable[[], None],
+        timeout: float | None,
+    ) -> None:
+        """Begin *work* if it has not begun, and wait for its end; raises what it raised.
+
+        After *timeout* seconds *hurry* is called; None gives it all the time that it takes.
+        """
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(work())
+            self._task.add_done_callback(self._ended)
+        if timeout is not None and timeout <= 0:
+            hurry()
+        elif timeout is not None and not self._task.done():
+            self._timers.add(self._clock.call_at(self._clock.now() + timeout, hurry))
+        await asyncio.wait((self._task,))
+        self._task.result()
+
+    async def over(self) -> None:
+        """Return when the end has come, however; at once if it has not begun."""
+        if self._task is not None:
+            await asyncio.wait((self._task,))
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        for timer in self._timers:
+            timer.cancel()
+        if not task.cancelled():
+            task.exception()

@@ -1,0 +1,182 @@
+"""Statements about the log. All of this runs in the writer's thread, inside its transaction."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from interlock.core.runs import IN_FLIGHT
+from interlock.errors import SessionNotFound, StaleFence
+from interlock.stores.sqlite.transaction import marks
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from interlock.stores.rows import EventRow
+
+_ADVANCE = (
+    "UPDATE counters SET last_sequence = last_sequence + ?, updated_at = max(updated_at, ?)"
+    " WHERE session = (SELECT key FROM sessions WHERE id = ? AND hidden_at IS NULL)"
+    " RETURNING session, last_sequence"
+)
+_SET = "UPDATE counters SET last_sequence = ?, updated_at = max(updated_at, ?) WHERE session = ?"
+_INSERT = (
+    "INSERT INTO events (session, sequence, id, type, timestamp, run_id, data, metadata, schema_version)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_LATEST = (
+    "SELECT key, last_sequence FROM sessions JOIN counters ON session = key"
+    " WHERE id = ? AND hidden_at IS NULL"
+)
+_COLUMNS = "id, type, timestamp, run_id, data, metadata, schema_version, sequence"
+
+
+class Window(NamedTuple):
+    """Which events of a session are asked for."""
+
+    session_id: str
+    after: int = 0
+    before: int | None = None
+    run_id: str | None = None
+    types: Collection[str] | None = None
+    since: float | None = None
+    limit: int | None = None
+
+
+def log(db: sqlite3.Connection, session_id: str, rows: Sequence[EventRow], at: float = 0.0) -> int:
+    """Give *rows* their places in the log, behind all that is there; the number of the last.
+
+    What the log has already keeps the place that it has. Raises `SessionNotFound`.
+    """
+    for row in rows:
+        at = max(at, row.timestamp)
+    key, last = _advance(db, session_id, len(rows), at)
+    try:
+        _insert(db, key, last - len(rows), rows)
+    except sqlite3.IntegrityError:
+        return _log_unknown(db, session_id, key, last - len(rows), rows)
+    return last
+
+
+class Append:
+    """*rows* for a log; with *run_id*, only while that run is in flight in that *attempt*."""
+
+    __slots__ = ("attempt", "rows", "run_id", "session_id")
+
+    def __init__(
+        self, session_id: str, rows: list[EventRow], run_id: str | None, attempt: int | None
+    ) -> None:
+        self.session_id = session_id
+        self.rows = rows
+        self.run_id = run_id
+        self.attempt = attempt
+
+    def __call__(self, db: sqlite3.Connection) -> int:
+        """The number of the last; raises `SessionNotFound` and `StaleFence`."""
+        if self.run_id is not None:
+            latest(db, self.session_id)
+            check_fence(db, self.session_id, self.run_id, self.attempt)
+        return log(db, self.session_id, self.rows)
+
+    @staticmethod
+    def together(db: sqlite3.Connection, appends: Sequence[Append]) -> list[int]:
+        """The numbers of the last of each; raises where any of them must be refused or is logged already."""
+        for session_id, run_id, attempt in {(one.session_id, one.run_id, one.attempt) for one in appends}:
+            if run_id is not None:
+                check_fence(db, session_id, run_id, attempt)
+        places: dict[str, list[Any]] = {}  # the last number, the latest time, the key
+        values, lasts = [], []
+        for append in appends:
+            place = places.get(append.session_id)
+            if place is None:
+                key, last = latest(db, append.session_id)
+                places[append.session_id] = place = [last, 0.0, key]
+            last, at, key = place
+            for row in append.rows:
+                last += 1
+                if row[2] > at:
+                    at = row[2]
+                values.append((key, last, *row[:7]))
+            place[:2] = last, at
+            lasts.append(last)
+        db.executemany(_SET, places.values())
+        db.executemany(_INSERT, values)
+        return lasts
+
+
+def _log_unknown(
+    db: sqlite3.Connection, session_id: str, key: int, before: int, rows: Sequence[EventRow]
+) -> int:
+    """Undo the attempt to log all of *rows*, and log those that the log does not have."""
+    db.execute("DELETE FROM events WHERE session = ? AND sequence > ?", (key, before))
+    db.execute("UPDATE counters SET last_sequence = ? WHERE session = ?", (before, key))
+    select = "SELECT sequence FROM events WHERE session = ? AND id = ?"
+    known = {row.id: db.execute(select, (key, row.id)).fetchone() for row in rows}
+    new = [row for row in rows if known[row.id] is None]
+    if len(new) == len(rows):
+        raise sqlite3.DatabaseError("an event could not be logged, though its id is not in the log")
+    _, last = _advance(db, session_id, len(new), 0.0)
+    _insert(db, key, last - len(new), new)
+    place: int = known[rows[-1].id][0] if known[rows[-1].id] else last
+    return place
+
+
+def _advance(db: sqlite3.Connection, session_id: str, count: int, at: float) -> tuple[int, int]:
+    """Take *count* numbers; the session's key and the last of them."""
+    found = db.execute(_ADVANCE, (count, at, session_id)).fetchall()
+    if not found:
+        raise SessionNotFound(f"no session {session_id!r}", session=session_id)
+    key, last = found[0]
+    return key, last
+
+
+def _insert(db: sqlite3.Connection, key: int, before: int, rows: Sequence[EventRow]) -> None:
+    db.executemany(
+        _INSERT,
+        [(key, sequence, *row[:7]) for sequence, row in enumerate(rows, before + 1)],
+    )
+
+
+def check_fence(db: sqlite3.Connection, session_id: str, run_id: str, attempt: int | None) -> None:
+    """Raises `StaleFence` unless the run is in flight in that attempt."""
+    select = (
+        "SELECT runs.status, runs.attempt FROM runs JOIN sessions ON sessions.key = runs.session"
+        " WHERE runs.id = ? AND sessions.id = ?"
+    )
+    found = db.execute(select, (run_id, session_id)).fetchone()
+    if found is None or found[0] not in IN_FLIGHT or attempt not in (None, found[1]):
+        raise StaleFence(f"run {run_id!r} is not in flight in attempt {attempt}", run=run_id)
+
+
+def latest(db: sqlite3.Connection, session_id: str) -> tuple[int, int]:
+    """The session's key and the number of its last event; raises `SessionNotFound`."""
+    found = db.execute(_LATEST, (session_id,)).fetchone()
+    if found is None:
+        raise SessionNotFound(f"no session {session_id!r}", session=session_id)
+    key, last = found
+    return key, last
+
+
+def read(db: sqlite3.Connection, window: Window) -> list[tuple[object, ...]]:
+    """The rows in *window*, each as the values of an `EventRow`; raises `SessionNotFound`."""
+    key, last = latest(db, window.session_id)
+    if window.after >= last:
+        return []
+    where = ["session = ?", "sequence > ?"]
+    values: list[object] = [key, window.after]
+    for condition, value in (
+        ("sequence < ?", window.before),
+        ("run_id = ?", window.run_id),
+        ("timestamp >= ?", window.since),
+    ):
+        if value is not None:
+            where.append(condition)
+            values.append(value)
+    if window.types is not None:
+        where.append(f"type IN ({marks(window.types)})")
+        values += window.types
+    select = f"SELECT {_COLUMNS} FROM events WHERE {' AND '.join(where)} ORDER BY sequence LIMIT ?"  # noqa: S608
+    values.append(-1 if window.limit is None else window.limit)
+    with closing(db.execute(select, values)) as found:
+        return found.fetchall()
