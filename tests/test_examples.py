@@ -43,6 +43,7 @@ def test_every_example_has_a_test() -> None:
         "many_limits.py",
         "many_processes.py",
         "pool_of_processes.py",
+        "session.py",
         "tree_of_runs.py",
     }
     assert {path.name for path in EXAMPLES.glob("*.py")} == ran
@@ -142,3 +143,15 @@ async def test_a_pool_survives_its_processes() -> None:
 async def test_a_tree_of_runs_finishes() -> None:
     """Three trees of seven runs, at a limit of two."""
     assert await run_example("tree_of_runs.py") == "21 runs, never more than 2 of 2 at work\n"
+
+
+async def test_a_session_outlives_its_process() -> None:
+    """What was submitted is found again; what was cut off says so."""
+    assert (await run_example("session.py")).splitlines() == [
+        "3 numbers: 3",
+        "the endless one was cancelled",
+        "5 numbers: 10",
+        "asked again, not run again: 3",
+        "the last one: interrupted",
+        "its log begins with [1, 2, 3, 4, 5, 6, 7, 8]",
+    ]

@@ -298,6 +298,7 @@ TABLES: dict[str, type[msgspec.Struct]] = {
     "## `[gateway]`": config.GatewayConfig,
     "## `[pools.NAME]`": config.PoolConfig,
     "## `[agents.NAME]`": config.AgentConfig,
+    "## `[retention]`": config.RetentionConfig,
 }
 
 

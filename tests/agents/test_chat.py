@@ -342,13 +342,12 @@ async def test_cancelled_in_the_middle_it_frees_the_slot_at_once(dialect: str) -
 
 
 async def test_cancelled_in_line_it_leaves_the_line() -> None:
-    async with mock() as scene:
-        async with scene.gate.acquire("p"), scene.gate.acquire("p"):
-            working = asyncio.create_task(scene.agent().run(scene.run()))
-            await until(lambda: scene.gate.reading("p").waiting == 1)
-            working.cancel()
-            await ended(working)
-            assert scene.gate.reading("p").waiting == 0
+    async with mock() as scene, scene.gate.acquire("p"), scene.gate.acquire("p"):
+        working = asyncio.create_task(scene.agent().run(scene.run()))
+        await until(lambda: scene.gate.reading("p").waiting == 1)
+        working.cancel()
+        await ended(working)
+        assert scene.gate.reading("p").waiting == 0
 
 
 async def test_wherever_it_is_cancelled_nothing_is_held() -> None:

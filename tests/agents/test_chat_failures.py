@@ -156,7 +156,7 @@ async def test_what_fails_before_it_says_anything_is_asked_again(
         assert (await scene.agent(dialect).run(scene.run()))["stop_reason"] == "stop"
         scene.provider.cue(fault, 3, **params)
         run = scene.run()
-        with pytest.raises(ProviderFailed, match="^p ") as failed:
+        with pytest.raises(ProviderFailed, match=r"^p ") as failed:
             await scene.agent(dialect).run(run)
         assert failed.value.code == "provider_error"
         assert run.types == ["message_sent"]

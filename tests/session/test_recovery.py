@@ -182,6 +182,12 @@ async def test_sessions_are_started_once_and_found_again() -> None:
     assert await all_of_them.start("s", agent="echo", metadata={"a": 1}) is one
     with pytest.raises(InvalidOperation, match="'s' exists with metadata"):
         await all_of_them.start("s", agent="echo")
+    await one.close()
+    other = sessions(store, echo=Puppet(), other=echo)
+    with pytest.raises(InvalidOperation, match="'s' exists with agent_id 'echo'; 'other' was asked for"):
+        await other.start("s", agent="other", metadata={"a": 1})
+    assert dict(other.running) == {}
+    one = await all_of_them.get("s")
     run_id = await one.submit_run({})
     assert await all_of_them.of_run(run_id) is one
     assert dict(all_of_them.running) == {"s": one}
@@ -271,6 +277,6 @@ async def test_a_restart_serves_what_has_work_left() -> None:
     assert (await store.get_run(ids["busy"])).status == "interrupted"
     assert (await store.get_run(waiting["busy"])).status == "completed"
     assert (await store.get_run(waiting["orphan"])).status == "pending"
-    with pytest.raises(ValidationError, match="'gone' of session 'orphan' is not configured any more"):
+    with pytest.raises(InvalidOperation, match="'gone' of session 'orphan' is not configured any more"):
         await second.get("orphan")
     await second.aclose()

@@ -59,6 +59,8 @@ class Answer:
         """The provider said that this was all."""
         self.problem: Problem | None = None
         self.calls: list[ToolCall] = []
+        self.numbered: dict[int, ToolCall] = {}
+        """The calls that come in pieces, by the number that the provider gave them last."""
         self.blocks: dict[int, dict[str, Any]] = {}
         """Parts by their number, for a dialect that has such."""
         self._texts: list[str] = []

@@ -78,26 +78,28 @@ class OpenAI:
 
     def _said(self, message: Any, choice: dict[str, Any], answer: Answer) -> None:
         answer.add(text_at(message, "content") or text_at(message, "refusal"))
-        for place, part in enumerate(objects_at(message, "tool_calls")):
-            self._part_of_call(part, place, answer)
+        for part in objects_at(message, "tool_calls"):
+            self._part_of_call(part, answer)
         answer.stop_reason = text_at(choice, "finish_reason")[:_STOP_MOST] or answer.stop_reason
 
-    def _part_of_call(self, part: dict[str, Any], place: int, answer: Answer) -> None:
-        id_, name, pieces = text_at(part, "id"), text_at(part, "function", "name"), at(part, "function")
-        number = part.get("index", place)
+    def _part_of_call(self, part: dict[str, Any], answer: Answer) -> None:
+        id_, name = text_at(part, "id"), text_at(part, "function", "name")
+        number = part.get("index")
         one: ToolCall | None = None
-        if isinstance(number, int) and 0 <= number < len(answer.calls):
-            one = answer.calls[number]
-        elif not id_ and not name and answer.calls:
+        if isinstance(number, int):
+            one = answer.numbered.get(number)
+        elif not name and not id_ and answer.calls:  # some number nothing, and send the calls one by one
             one = answer.calls[-1]
         # Some number every call 0; a new id says that it is another one.
-        if id_ and one is not None and one.id and one.id != id_:
+        if id_ and (one is None or one.id not in ("", id_)):
             one = next((known for known in answer.calls if known.id == id_), None)
         if one is None:
             one = answer.call()
+        if isinstance(number, int) and len(answer.numbered) <= len(answer.calls):
+            answer.numbered[number] = one
         one.id = one.id or id_[:256]
         one.name = one.name or name[:256]
-        if arguments := text_at(pieces, "arguments"):
+        if arguments := text_at(part, "function", "arguments"):
             answer.grow(len(arguments))
             one.pieces.append(arguments)
 

@@ -185,7 +185,8 @@ class _Stopping:
             print(f"interlock: finishing {what}; again to stop at once", file=sys.stderr)
         closing = asyncio.get_running_loop().create_task(self._sessions.aclose(DRAIN_SECONDS))
         _, left = await asyncio.wait({*calls, closing}, timeout=DRAIN_SECONDS)
-        self.code = 1 if left else self.code
+        if left or (closing.done() and closing.exception() is not None):
+            self.code = 1
         self._stop_now()
 
     def _stop_now(self) -> None:

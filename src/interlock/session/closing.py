@@ -30,10 +30,11 @@ class Closing:
         hurry: Callable[[], None],
         timeout: float | None,
     ) -> None:
-        """Begin *work* if it has not begun, and wait for its end; raises what it raised.
+        """Begin *work* if it has not begun, and wait for its end; who began it is told what it raised.
 
         After *timeout* seconds *hurry* is called; None gives it all the time that it takes.
         """
+        first = self._task is None
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(work())
             self._task.add_done_callback(self._ended)
@@ -42,7 +43,8 @@ class Closing:
         elif timeout is not None and not self._task.done():
             self._timers.add(self._clock.call_at(self._clock.now() + timeout, hurry))
         await asyncio.wait((self._task,))
-        self._task.result()
+        if first:
+            self._task.result()
 
     async def over(self) -> None:
         """Return when the end has come, however; at once if it has not begun."""

@@ -25,6 +25,7 @@ from interlock.errors import (
 from interlock.session.closing import Closing
 from interlock.session.controls import RunControls, error_of
 from interlock.session.endings import Endings
+from interlock.session.feed import subscribers
 from interlock.session.intake import Intake
 from interlock.session.patience import Writes, within
 from interlock.session.readings import Blocking, Operations, RunResult, SessionStatus, result_of
@@ -349,7 +350,7 @@ class SessionServer:
             len(scheduler.queue),
             session.max_concurrent_runs,
             session.max_queued_runs,
-            sum(one.open for one in self._subscriptions),
+            subscribers(self.store, session.id),
         )
 
     def waits_for(self, run_id: str) -> tuple[int, list[Blocking]] | None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from interlock.core.runs import IN_FLIGHT, SESSION_ENDED
-from interlock.errors import InterlockError, InvalidOperation, Unavailable, ValidationError
+from interlock.errors import InterlockError, InvalidOperation, SessionNotFound, Unavailable, ValidationError
 from interlock.session.recovery import PENDING, recover
 from interlock.session.server import SessionServer
 from interlock.session.values import new_id, plain_object
@@ -70,17 +71,6 @@ class Sessions:
         if agent not in self.agents:
             known = ", ".join(sorted(self.agents)) or "none: add [agents.…] to the configuration"
             raise ValidationError(f"agent {agent!r} is not configured; known are {known}")
-        server = self._serving(session_id)
-        if server is None:
-            server = await self._opened(
-                session_id,
-                agent,
-                metadata=metadata,
-                max_concurrent_runs=max_concurrent_runs,
-                max_queued_runs=max_queued_runs,
-                collision=collision,
-                tags=tags,
-            )
         asked = {
             "agent_id": agent,
             "metadata": plain_object("metadata", metadata),
@@ -89,26 +79,27 @@ class Sessions:
             "collision": collision,
             "tags": tuple(tags),
         }
-        for name, value in asked.items():
-            stored = getattr(server.session, name)
-            if stored != value:
-                raise InvalidOperation(
-                    f"session {server.session_id!r} exists with {name} {stored!r}; {value!r} was asked for"
-                )
+        server = self._serving(session_id)
+        if server is None:
+            if session_id is not None:
+                with suppress(SessionNotFound):
+                    _check_same(await self.store.get_session(session_id), asked)
+            server = await self._opened(session_id, agent, asked)
+        _check_same(server.session, asked)
         return server
 
-    async def _opened(self, session_id: str | None, agent: str, **options: Any) -> SessionServer:
+    async def _opened(self, session_id: str | None, agent: str, asked: dict[str, Any]) -> SessionServer:
         session_id = session_id or new_id("ses")
         starting = SessionServer.start(
-            self.store, self.agents[agent], session_id=session_id, agent_id=agent, **self._parts, **options
+            self.store, self.agents[agent], session_id=session_id, **self._parts, **asked
         )
         return await self._once(session_id, starting)
 
     async def get(self, session_id: str) -> SessionServer:
         """The session, served from now on if it was not.
 
-        Raises `SessionNotFound`, `InvalidStatus` where it has ended, `ValidationError` where its agent is not
-        configured.
+        Raises `SessionNotFound`, `InvalidStatus` where it has ended, `InvalidOperation` where its agent is
+        not configured any more.
         """
         server = self._serving(session_id)
         if server is not None:
@@ -119,7 +110,7 @@ class Sessions:
         session = await self.store.get_session(session_id)
         agent = self.agents.get(session.agent_id or "")
         if agent is None and session.status not in SESSION_ENDED:
-            raise ValidationError(
+            raise InvalidOperation(
                 f"the agent {session.agent_id!r} of session {session_id!r} is not configured any more"
             )
         return await self._once(
@@ -152,7 +143,12 @@ class Sessions:
         """Close the session's server, as `SessionServer.close`; the session as it is then."""
         if complete or self._serving(session_id) is not None:
             server = await self.get(session_id)
-            await server.close(complete, timeout)
+            try:
+                await server.close(complete, timeout)
+            except InvalidOperation:
+                if server.closed:  # a run came in while it closed: that shall not have to wait for a visitor
+                    await self.get(session_id)
+                raise
             if self._running.get(session_id) is server:
                 del self._running[session_id]
         return await self.store.get_session(session_id)
@@ -202,3 +198,13 @@ class Sessions:
     def _served(self, server: SessionServer) -> SessionServer:
         self._running[server.session_id] = server
         return server
+
+
+def _check_same(session: Session, asked: dict[str, Any]) -> None:
+    """`InvalidOperation`, if the session was created otherwise than it is *asked* for now."""
+    for name, value in asked.items():
+        stored = getattr(session, name)
+        if stored != value:
+            raise InvalidOperation(
+                f"session {session.id!r} exists with {name} {stored!r}; {value!r} was asked for"
+            )

@@ -147,11 +147,6 @@ class Subscription:
         return self._entered and self._feed is None
 
     @property
-    def open(self) -> bool:
-        """Whether it was entered, and more may come."""
-        return self._entered and not self.over
-
-    @property
     def ended(self) -> bool:
         """Whether the session has ended and everything was given."""
         return self._all_read and self._given == len(self._events)

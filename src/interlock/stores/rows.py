@@ -150,7 +150,7 @@ def run_row(run: Run) -> RunRow:
 def event_rows(events: Sequence[NewEvent]) -> list[EventRow]:
     """*events* without a place yet; of those that share an id, the first."""
     if len(events) == 1:
-        return [_event_row(events[0])]
+        return [_event_row(events[0])]  # by far the most
     rows: dict[str, EventRow] = {}
     for event in events:
         if event.id not in rows:

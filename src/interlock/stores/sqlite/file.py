@@ -7,6 +7,7 @@ import os
 import sqlite3
 import stat
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from interlock.errors import StoreError
@@ -15,11 +16,11 @@ from interlock.stores.sqlite.transaction import one
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 BUSY_TIMEOUT = 5.0  # seconds; only a tool that looks into the file can make us wait
 OLDEST_SQLITE = (3, 37, 0)  # the first with STRICT tables
-LOG_SIZE = 4 << 20  # bytes that the write-ahead log keeps on the disk; it is checkpointed when it has more
+CACHE = "cache_size = -32000"  # KiB: ids are random, and their index should not be read again and again
+LOG_SIZE = 16 << 20  # bytes that the write-ahead log keeps on the disk; it is checkpointed when it has more
 CHECKED_SIZE = 64 << 20  # bytes; a larger file is checked only after an unclean end
 
 
@@ -76,7 +77,7 @@ def prepare(db: sqlite3.Connection, path: Path) -> None:
         raise StoreError(f"{path}: the database is damaged ({reason}); it was left as it is")
     if one(db, "PRAGMA journal_mode = WAL") != "wal":
         raise StoreError(f"{path}: no write-ahead log is possible here; use a local disk")
-    for pragma in ("synchronous = FULL", "foreign_keys = ON", "mmap_size = 0", "temp_store = MEMORY"):
+    for pragma in ("synchronous = FULL", "foreign_keys = ON", "mmap_size = 0", "temp_store = MEMORY", CACHE):
         one(db, f"PRAGMA {pragma}")
     one(db, "PRAGMA wal_autocheckpoint = 0")  # the writer takes checkpoints, between transactions
     one(db, f"PRAGMA journal_size_limit = {LOG_SIZE}")
@@ -85,5 +86,7 @@ def prepare(db: sqlite3.Connection, path: Path) -> None:
 
 def log_size(path: Path) -> int:
     """Bytes of the write-ahead log of the database at *path*."""
-    log = path.with_name(f"{path.name}-wal")
-    return log.stat().st_size if log.exists() else 0
+    try:
+        return Path(f"{path}-wal").stat().st_size
+    except FileNotFoundError:
+        return 0

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 
 class Migration(NamedTuple):
+    """The statements that lead from the version before to this one."""
+
     version: int
     name: str
     sql: str
@@ -26,6 +28,7 @@ class Migration(NamedTuple):
 
 
 def migrations() -> list[Migration]:
+    """All that this code knows, in their order."""
     folder = resources.files("interlock.stores") / "migrations" / "sqlite"
     files = [file for file in folder.iterdir() if file.name.endswith(".sql")]
     return [

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def transaction(db: sqlite3.Connection) -> Iterator[None]:
+    """Committed at the end of the block, rolled back where it raises."""
     db.execute("BEGIN IMMEDIATE")
     try:
         yield
