@@ -44,7 +44,7 @@ def _rates(rounds: int, quick: bool) -> Table:
         rate = statistics.median(figures)
         rows.append((name, f"{rate:,.0f}", f"{rate / events_of[name]:,.0f}", spread(figures)))
     note = (
-        f"Events logged {BURST} at a time and read one by one, until the last subscriber has the last of them. "
+        f"Events logged {BURST} at a time and read one by one, until the last subscriber has the last. "
         "A delivery is one event at one subscriber. The queues, one for each, are unbounded, give no backlog "
         "and are gone with their process."
     )

@@ -26,8 +26,9 @@ def say(**what: object) -> None:
     print(json.dumps(what), flush=True)
 
 
-def child(kind: str, tidied: str) -> int:
-    return subprocess.Popen([sys.executable, "-S", "-E", "-c", CHILD, kind, tidied]).pid
+def child(kind: str, what: dict) -> int:
+    command = [sys.executable, "-S", "-E", "-c", CHILD, kind, what.get("tidied", "")]
+    return subprocess.Popen(command, start_new_session=what.get("apart", False)).pid
 
 
 def act(what: dict) -> None:
@@ -49,7 +50,7 @@ def act(what: dict) -> None:
         case "children":
             if what.get("deaf"):
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            pids = [child(kind, what.get("tidied", "")) for kind in what["children"]]
+            pids = [child(kind, what) for kind in what["children"]]
             say(type="turn_completed", data={"pid": os.getpid(), "children": pids})
             if not what.get("leaves"):
                 time.sleep(3600)

@@ -133,6 +133,15 @@ async def test_a_429_inside_of_a_stream(dialect: str) -> None:
         assert (status.reason, status.limit) == ("rate", 2)
 
 
+async def test_after_a_429_inside_of_a_stream_all_is_well() -> None:
+    late = {"error": {"code": 429, "message": "rate limit: try again in 0.05s"}, "choices": []}
+    cut = {"choices": [{"delta": {}, "finish_reason": "stop"}]}
+    well = events(delta("so"), delta("", "length"), "[DONE]")
+    async with scripted(said(events(cut, late)), said(well)) as (scene, _):
+        output = await scene.agent().run(scene.run())
+        assert (output["content"], output["stop_reason"]) == ("so", "length")
+
+
 # -- failures
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from agents.runs import Recorder
 from agents.test_process import children, gone, group_lives, until
 from interlock.agents import CommandAgent
-from interlock.errors import AgentStartFailed, RunFailed, ValidationError
+from interlock.errors import AgentStartFailed, RunCancelled, RunFailed, ValidationError
 
 SPEAKER = [sys.executable, "-S", "-E", str(Path(__file__).with_name("speaker.py"))]
 
@@ -199,13 +200,25 @@ async def test_children_that_it_leaves_behind_are_killed() -> None:
         await until(lambda pid=child: gone(pid))  # type: ignore[misc]
 
 
-async def test_a_slow_store_slows_it_down() -> None:
-    """What it says waits in the process, not in our memory; nothing of it is lost, also after its end."""
-    run = Recorder({"do": "flood", "lines": 300})
-    run.slowness = 0.01  # three seconds in all, longer than the last words of an ended one are waited for
+async def test_a_slow_store_slows_it_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it says waits in the process, not in our memory; nothing of it is lost, also long after its end."""
+    monkeypatch.setattr("interlock.agents.group._LAST_WORDS", 0.1)
+    run = Recorder({"do": "flood", "lines": 2000})  # three times what the pipe holds
+    run.slowness = 0.0005
     output = await speaker(output="text", max_line=4096).run(run)
-    assert output.splitlines()[-1].startswith("line 300 ")
-    assert len(run.events) == 300
+    assert output.splitlines()[-1].startswith("line 2000 ")
+    assert len(run.events) == 2000
+
+
+async def test_who_left_the_group_does_not_keep_us(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One in a session of its own is not ours to kill; it holds the pipes open, and nobody waits for that."""
+    monkeypatch.setattr("interlock.agents.group._LAST_WORDS", 0.1)
+    run = Recorder({"do": "children", "children": ["plain"], "leaves": True, "apart": True})
+    async with asyncio.timeout(10):
+        assert await speaker().run(run) == "left them"
+    (child,) = run.of("turn_completed")[0]["children"]
+    assert not gone(child)
+    os.kill(child, signal.SIGKILL)
 
 
 async def test_one_that_floods_is_held_back(tmp_path: Path) -> None:
@@ -292,6 +305,18 @@ async def test_wherever_it_is_cancelled_nothing_is_left() -> None:
         if run.types:
             pid = run.of("turn_completed")[0]["pid"]
             await until(lambda pid=pid: not group_lives(pid))  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("output", ["json", "text"])
+async def test_a_run_that_should_end_hears_of_it_with_the_next_line(output: Any) -> None:
+    before = children()
+    run = Recorder({"do": "tick"})
+    working = asyncio.create_task(speaker(output=output).run(run))
+    await until(lambda: len(run.events) > 3)
+    run.cancelled = True
+    await ended(working)
+    assert isinstance(working.exception(), RunCancelled)
+    await until(lambda: not children() - before)
 
 
 # -- pausing

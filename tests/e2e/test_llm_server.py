@@ -17,7 +17,7 @@ from anthropic import AsyncAnthropic
 from openai import AsyncOpenAI
 
 from e2e.observe import gate_of, reading, until
-from e2e.tiny_llm import llm_server, write_model
+from e2e.tiny_llm import llm_server
 from processes import serve
 
 SLOTS = 3
@@ -33,13 +33,6 @@ usage = "llama.cpp"
 usage_repoll = "50ms"
 """
 _DEFERRED = re.compile(r"^llamacpp:requests_deferred ([0-9]+)$", re.MULTILINE)
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("llm") / "tiny.gguf"
-    write_model(path, width=512)
-    return path
 
 
 @dataclass

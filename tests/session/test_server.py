@@ -507,6 +507,22 @@ async def test_a_subscriber_sees_all_of_it_to_the_end() -> None:
         assert s.server.status().subscribers == 0
 
 
+async def test_a_subscriber_sees_the_end_of_what_closing_interrupts() -> None:
+    async with scene() as s:
+        seen: list[str] = []
+
+        async def watch(**filters: Any) -> None:
+            async with s.server.subscribe(**filters) as events:
+                seen.extend([event.type async for event in events])
+
+        watching = [asyncio.create_task(watch(types=types)) for types in (None, ["run_interrupted"])]
+        await s.submit()
+        await s.server.close(timeout=0)
+        await asyncio.gather(*watching)
+        assert seen.count("run_interrupted") == 2
+        assert s.server.status().subscribers == 0
+
+
 # -- what an agent may do
 
 

@@ -567,6 +567,22 @@ async def test_a_batch_comes_back_at_its_time() -> None:
         assert not events.closed
 
 
+async def test_waits_that_were_given_up_leave_nothing(watched: Watched) -> None:
+    """Between two events there may be many, cancelled or at their time."""
+    clock = VirtualClock()
+    async with subscribe(watched, SESSION, clock=clock) as events:
+        for _ in range(5):
+            reading = asyncio.create_task(taken(events))
+            await idle()
+            reading.cancel()
+            await asyncio.wait([reading])
+            reading_on = asyncio.create_task(events.batch(until=clock.now() + 0.01))
+            await clock.advance(0.01)
+            assert await reading_on == ()
+        [shared] = feed._feeds.values()
+        assert shared.waiting == {}
+
+
 async def test_a_batch_comes_back_at_its_time_from_a_failing_store() -> None:
     clock = VirtualClock()
     store = await opened(Watched())

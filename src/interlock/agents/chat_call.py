@@ -203,7 +203,11 @@ class Call:
             async with self._client.post(
                 self._terms.url, data=request, headers=self._terms.headers, allow_redirects=False
             ) as response:
-                refusal = await self._receive(response, answer, permit)
+                if response.status == 200:
+                    await self._take(response, answer, permit)
+                    return
+                head = await _head(response)
+                refusal = self._refusal(response.status, list(response.headers.items()), head, permit)
         except (InterlockError, _Again):
             raise
         except TimeoutError:
@@ -212,23 +216,7 @@ class Call:
         except (aiohttp.ClientError, OSError, ValueError) as failure:
             error = self._failed(f"gave no proper answer{self._fit(f'{type(failure).__name__}: {failure}')}")
             refusal = error if answer.begun else self._again(error)
-        if refusal is not None:
-            raise refusal
-
-    async def _receive(
-        self, response: aiohttp.ClientResponse, answer: Answer, permit: Permit | None
-    ) -> ProviderFailed | _Again | None:
-        ended = False
-        try:
-            if response.status == 200:
-                await self._take(response, answer, permit)
-                ended = True
-                return None
-            head = await _head(response)
-            return self._refusal(response.status, list(response.headers.items()), head, permit)
-        finally:
-            if not ended:  # before the slot is free: the provider sees the end no later than the next call
-                response.close()
+        raise refusal
 
     async def _take(self, response: aiohttp.ClientResponse, answer: Answer, permit: Permit | None) -> None:
         if response.headers.get("content-encoding", "identity").lower() != "identity":

@@ -79,6 +79,11 @@ class Writes:
         await asyncio.wait((task,))
         return task.result()
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way."""
+        return not self._tasks
+
     async def finished(self) -> None:
         """Return when all of it is done."""
         while self._tasks:

@@ -7,7 +7,7 @@ caller who is cancelled leaves nothing half done.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakKeyDictionary, WeakSet
 
 from interlock.clock import SystemClock
@@ -32,7 +32,7 @@ from interlock.session.readings import Blocking, Operations, RunResult, SessionS
 from interlock.session.recovery import recover
 from interlock.session.scheduler import Scheduler
 from interlock.session.slots import FleetSlots
-from interlock.session.subscription import Subscription, subscribe
+from interlock.session.subscription import Subscription, finish_all, subscribe
 from interlock.session.values import check_count, check_id, check_key, check_span, event, new_id, plain_object
 
 if TYPE_CHECKING:
@@ -44,8 +44,6 @@ if TYPE_CHECKING:
     from interlock.ports import Clock, Store
     from interlock.provider.gate import ProviderGate
     from interlock.session.attempt import Agent
-
-T = TypeVar("T")
 
 COLLISIONS = ("enqueue", "reject", "interrupt", "rollback")
 _served: WeakKeyDictionary[Store, set[str]] = WeakKeyDictionary()
@@ -151,7 +149,7 @@ class SessionServer:
             at,
             at,
         )
-        told = {} if agent_id is None else {"agent": agent_id}
+        told = None if agent_id is None else {"agent": agent_id}
         first = [event("session_created", at, told), event("session_started", at)]
         session = await store.create_session(wanted, first)
         return await cls._serve(
@@ -365,15 +363,19 @@ class SessionServer:
 
         Raises `AcquireTimeout` after *timeout* seconds (None: never); it is open again then, too.
         """
-        if self._scheduler.idle:
+        if self._scheduler.idle and self._writes.idle:
             return True
         drain = object()
         self._drains.add(drain)
         try:
-            await within(self._clock, timeout, self._scheduler.emptied(), self._drain_error)
+            await within(self._clock, timeout, self._emptied(), self._drain_error)
         finally:
             self._drains.discard(drain)
         return True
+
+    async def _emptied(self) -> None:
+        await self._writes.finished()  # a run that is being submitted is in no line yet
+        await self._scheduler.emptied()
 
     def _drain_error(self) -> AcquireTimeout:
         status = self.status()
@@ -409,8 +411,7 @@ class SessionServer:
                 completed = True
         finally:
             if not completed:  # else the log itself tells them that it is over
-                for subscription in list(self._subscriptions):
-                    subscription.close()
+                await finish_all(self.store, self.session_id, self._subscriptions)
             self._endings.tell_all()
             _served.get(self.store, set()).discard(self.session_id)
 

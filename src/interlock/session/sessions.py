@@ -96,7 +96,7 @@ class Sessions:
         return await self._once(session_id, starting)
 
     async def get(self, session_id: str) -> SessionServer:
-        """The session, served from now on if it was not.
+        """The session, served from now on if it was not; one that closes, as long as it has runs in flight.
 
         Raises `SessionNotFound`, `InvalidStatus` where it has ended, `InvalidOperation` where its agent is
         not configured any more.
@@ -106,6 +106,8 @@ class Sessions:
             return server
         closing = self._running.get(session_id)
         if closing is not None:
+            if closing.status().in_flight_count:
+                return closing  # what it still does can be cancelled and resumed; it takes nothing new
             await closing.wait_closed()
         session = await self.store.get_session(session_id)
         agent = self.agents.get(session.agent_id or "")

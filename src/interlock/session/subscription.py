@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from interlock.clock import SystemClock
 from interlock.core.runs import EVENT_TYPES
-from interlock.errors import InvalidOperation, StoreError, ValidationError
+from interlock.errors import InterlockError, InvalidOperation, StoreError, ValidationError
 from interlock.session.feed import Asked, Feed, join, leave
 from interlock.session.values import check_id
 
@@ -56,6 +57,15 @@ def subscribe(
         types=event_types(types),
         clock=_CLOCK if clock is None else clock,
     )
+
+
+async def finish_all(store: Store, session_id: str, subscriptions: Iterable[Subscription]) -> None:
+    """Have the *subscriptions* to one session end when they have given all that there is now."""
+    last = 0
+    with suppress(InterlockError):
+        last = await store.get_latest_sequence(session_id)
+    for subscription in list(subscriptions):
+        subscription.finish(last)
 
 
 def sequence_number(value: object) -> int:
@@ -109,6 +119,8 @@ class Subscription:
         self._events: tuple[Event, ...] = ()
         self._given = 0  # of `_events`
         self._all_read = False
+        self._last: int | None = None
+        """The number after which it is over, although the session may go on."""
         self._exhausted: int | None = None
         """The generation of the feed in which there was nothing behind the cursor."""
         self._failures = 0
@@ -141,6 +153,12 @@ class Subscription:
             self._wake()
             leave(feed)
 
+    def finish(self, sequence: int) -> None:
+        """End it once everything up to number *sequence* was given."""
+        self._last = sequence
+        self._all_read = self._all_read or self._cursor >= sequence
+        self._wake()
+
     @property
     def closed(self) -> bool:
         """Whether it was closed, or ended by an error."""
@@ -148,7 +166,7 @@ class Subscription:
 
     @property
     def ended(self) -> bool:
-        """Whether the session has ended and everything was given."""
+        """Whether everything was given, and the session has ended or the subscription is finished."""
         return self._all_read and self._given == len(self._events)
 
     @property
@@ -225,7 +243,7 @@ class Subscription:
     async def _take(self, page: Page, generation: int) -> bool:
         moved = page.upto > self._cursor
         self._events, self._given, self._cursor = page.events, 0, page.upto
-        self._all_read = page.ended
+        self._all_read = page.ended or (self._last is not None and self._cursor >= self._last)
         self._exhausted = None if page.more else generation
         if page.more:
             await asyncio.sleep(0)  # a store in memory never waits, and others want to run as well

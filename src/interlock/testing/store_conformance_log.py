@@ -165,6 +165,22 @@ async def only_the_present_attempt_may_write(scene: Scene) -> None:
 
 
 @case
+async def a_dead_attempt_is_refused_among_others(scene: Scene) -> None:
+    """Also where its late writes and those of the present attempt are asked for at once."""
+    await scene.session()
+    await scene.run()
+    for verb in ("start", "requeue", "start"):
+        await scene.changed("r", verb)
+    calls = [
+        scene.store.append("s", [scene.event()], run_id="r" if n % 2 else None, attempt=1 if n == 11 else 2)
+        for n in range(20)
+    ]
+    done = await asyncio.gather(*calls, return_exceptions=True)
+    assert isinstance(done.pop(11), StaleFence)
+    assert done == await scene.sequences() == list(range(1, 20))
+
+
+@case
 async def a_refusal_harms_no_neighbour(scene: Scene) -> None:
     """Of calls made at once each succeeds or fails for itself."""
     await scene.session()

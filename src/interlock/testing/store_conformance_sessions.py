@@ -146,7 +146,8 @@ async def ended_sessions_are_hidden_then_removed(scene: Scene) -> None:
         await scene.run(f"run-{id_}", id_)
         if id_ != "active":
             await scene.store.change_session(id_, "complete", 0.0)
-    await scene.store.append("touched", [scene.event(timestamp=5.0)])
+    at_once = [[scene.event(timestamp=at)] for at in (1.0, 5.0, 2.0, 5.0, 3.0)]
+    await asyncio.gather(*(scene.store.append("touched", events) for events in at_once))
     assert await scene.store.prune(keep, 90 * DAY) == Pruned()
     bell = Bell()
     leave = scene.store.watch("done", bell)

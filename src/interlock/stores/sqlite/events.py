@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,15 +10,11 @@ from interlock.errors import SessionNotFound, StaleFence
 from interlock.stores.sqlite.transaction import marks
 
 if TYPE_CHECKING:
+    import sqlite3
     from collections.abc import Collection, Sequence
 
     from interlock.stores.rows import EventRow
 
-_ADVANCE = (
-    "UPDATE counters SET last_sequence = last_sequence + ?, updated_at = max(updated_at, ?)"
-    " WHERE session = (SELECT key FROM sessions WHERE id = ? AND hidden_at IS NULL)"
-    " RETURNING session, last_sequence"
-)
 _SET = "UPDATE counters SET last_sequence = ?, updated_at = max(updated_at, ?) WHERE session = ?"
 _INSERT = (
     "INSERT INTO events (session, sequence, id, type, timestamp, run_id, data, metadata, schema_version)"
@@ -49,14 +44,20 @@ def log(db: sqlite3.Connection, session_id: str, rows: Sequence[EventRow], at: f
 
     What the log has already keeps the place that it has. Raises `SessionNotFound`.
     """
+    key, last = latest(db, session_id)
+    select = "SELECT sequence FROM events WHERE session = ? AND id = ?"
+    values, place = [], last
     for row in rows:
-        at = max(at, row.timestamp)
-    key, last = _advance(db, session_id, len(rows), at)
-    try:
-        _insert(db, key, last - len(rows), rows)
-    except sqlite3.IntegrityError:
-        return _log_unknown(db, session_id, key, last - len(rows), rows)
-    return last
+        known = db.execute(select, (key, row.id)).fetchone()
+        if known is None:
+            last = place = last + 1
+            values.append((key, place, *row[:7]))
+            at = max(at, row.timestamp)
+        else:
+            place = known[0]
+    db.execute(_SET, (last, at, key))
+    db.executemany(_INSERT, values)
+    return place
 
 
 class Append:
@@ -103,39 +104,6 @@ class Append:
         db.executemany(_SET, places.values())
         db.executemany(_INSERT, values)
         return lasts
-
-
-def _log_unknown(
-    db: sqlite3.Connection, session_id: str, key: int, before: int, rows: Sequence[EventRow]
-) -> int:
-    """Undo the attempt to log all of *rows*, and log those that the log does not have."""
-    db.execute("DELETE FROM events WHERE session = ? AND sequence > ?", (key, before))
-    db.execute("UPDATE counters SET last_sequence = ? WHERE session = ?", (before, key))
-    select = "SELECT sequence FROM events WHERE session = ? AND id = ?"
-    known = {row.id: db.execute(select, (key, row.id)).fetchone() for row in rows}
-    new = [row for row in rows if known[row.id] is None]
-    if len(new) == len(rows):
-        raise sqlite3.DatabaseError("an event could not be logged, though its id is not in the log")
-    _, last = _advance(db, session_id, len(new), 0.0)
-    _insert(db, key, last - len(new), new)
-    place: int = known[rows[-1].id][0] if known[rows[-1].id] else last
-    return place
-
-
-def _advance(db: sqlite3.Connection, session_id: str, count: int, at: float) -> tuple[int, int]:
-    """Take *count* numbers; the session's key and the last of them."""
-    found = db.execute(_ADVANCE, (count, at, session_id)).fetchall()
-    if not found:
-        raise SessionNotFound(f"no session {session_id!r}", session=session_id)
-    key, last = found[0]
-    return key, last
-
-
-def _insert(db: sqlite3.Connection, key: int, before: int, rows: Sequence[EventRow]) -> None:
-    db.executemany(
-        _INSERT,
-        [(key, sequence, *row[:7]) for sequence, row in enumerate(rows, before + 1)],
-    )
 
 
 def check_fence(db: sqlite3.Connection, session_id: str, run_id: str, attempt: int | None) -> None:

@@ -6,7 +6,7 @@ import sqlite3
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from interlock.errors import StoreError
+from interlock.errors import StoreError, ValidationError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -37,6 +37,10 @@ def translated(error: Exception, path: Path) -> Exception:
             "SQLITE_NOTADB": "not a SQLite database; it was left as it is",
         }.get("_".join(name.split("_")[:2]), str(error))
         return StoreError(f"{path}: {why}", sqlite=name)
+    if isinstance(error, UnicodeDecodeError):  # text in the file, or what SQLite says about it
+        return StoreError(f"{path}: the database is damaged ({error}); it was left as it is")
+    if isinstance(error, UnicodeEncodeError):
+        return ValidationError(f"this cannot be kept as text: {error}")
     if isinstance(error, OSError):
         return StoreError(f"{path}: {error.strerror}")
     return error
