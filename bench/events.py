@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 
 from bench.measure import Table, Timed, ratio, spread, take_turns
-from interlock.core.sessions import NewEvent, Session
+from interlock.core.sessions import NewEvent, Run, RunChange, Session
 from interlock.stores import open_store
 from interlock.stores.sqlite import SQLiteStore
 
@@ -90,7 +90,8 @@ def _appends(place: Place, count: int, rounds: int) -> Table:
         for name, figures in taken.items()
     ]
     note = (
-        f"Events of 150 bytes of text for {SESSIONS} sessions, acknowledged after the commit. The raw rows"
+        f"Events of 150 bytes of text for {SESSIONS} sessions, acknowledged after the commit. A writer is a run"
+        " that awaits each of its events, and may write only while it is in flight. The raw rows"
         " go into the same table with the same indexes, with random ids like Interlock's and numbers given;"
         " the second one lacks the index that keeps an event from being logged twice. Rate: times the first."
     )
@@ -133,17 +134,22 @@ def _raw(place: Place, count: int, *, bare: bool) -> float:
 
 
 def _interlock(place: Place, count: int, writers: int) -> float:
-    """Microseconds an event, each appended by itself and awaited before the writer's next."""
+    """Microseconds an event, each appended by itself as a run does it, and awaited before the run's next."""
     new_id = _ids(2)
 
+    async def start(store: SQLiteStore, writer: int) -> None:
+        await store.submit_run(Run(f"run_{writer}", f"s{writer % SESSIONS}"))
+        await store.change_run(f"run_{writer}", RunChange("start", 1.0))
+
     async def write(store: SQLiteStore, writer: int) -> None:
-        session = f"s{writer % SESSIONS}"
+        session, run_id = f"s{writer % SESSIONS}", f"run_{writer}"
         for _ in range(count // writers):
-            event = NewEvent(new_id(), "message_streamed", 1.0, "run_1", DATA)
-            await store.append(session, (event,))
+            event = NewEvent(new_id(), "message_streamed", 1.0, run_id, DATA)
+            await store.append(session, (event,), run_id=run_id, attempt=1)
 
     async def timed() -> float:
         async with await place.store() as store:
+            await asyncio.gather(*(start(store, writer) for writer in range(writers)))
             with Timed() as time_:
                 await asyncio.gather(*(write(store, writer) for writer in range(writers)))
         return time_.ns / (count // writers * writers) / 1e3

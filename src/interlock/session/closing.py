@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+from interlock.errors import InterlockError
 
-    from interlock.ports import Clock, TimerHandle
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable
+
+    from interlock.ports import Clock, Store, TimerHandle
+    from interlock.session.subscription import Subscription
 
 
 class Closing:
@@ -56,3 +60,12 @@ class Closing:
             timer.cancel()
         if not task.cancelled():
             task.exception()
+
+
+async def finish_all(store: Store, session_id: str, subscriptions: Iterable[Subscription]) -> None:
+    """Have the *subscriptions* to one session end when they have given all that there is now."""
+    last = 0
+    with suppress(InterlockError):
+        last = await store.get_latest_sequence(session_id)
+    for subscription in list(subscriptions):
+        subscription.finish(last)

@@ -22,7 +22,7 @@ from interlock.errors import (
     Unavailable,
     ValidationError,
 )
-from interlock.session.closing import Closing
+from interlock.session.closing import Closing, finish_all
 from interlock.session.controls import RunControls, error_of
 from interlock.session.endings import Endings
 from interlock.session.feed import subscribers
@@ -32,7 +32,7 @@ from interlock.session.readings import Blocking, Operations, RunResult, SessionS
 from interlock.session.recovery import recover
 from interlock.session.scheduler import Scheduler
 from interlock.session.slots import FleetSlots
-from interlock.session.subscription import Subscription, finish_all, subscribe
+from interlock.session.subscription import Subscription, subscribe
 from interlock.session.values import check_count, check_id, check_key, check_span, event, new_id, plain_object
 
 if TYPE_CHECKING:

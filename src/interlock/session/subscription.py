@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterable
-from contextlib import suppress
+from collections.abc import Collection
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from interlock.clock import SystemClock
 from interlock.core.runs import EVENT_TYPES
-from interlock.errors import InterlockError, InvalidOperation, StoreError, ValidationError
+from interlock.errors import InvalidOperation, StoreError, ValidationError
 from interlock.session.feed import Asked, Feed, join, leave
 from interlock.session.values import check_id
 
@@ -57,15 +56,6 @@ def subscribe(
         types=event_types(types),
         clock=_CLOCK if clock is None else clock,
     )
-
-
-async def finish_all(store: Store, session_id: str, subscriptions: Iterable[Subscription]) -> None:
-    """Have the *subscriptions* to one session end when they have given all that there is now."""
-    last = 0
-    with suppress(InterlockError):
-        last = await store.get_latest_sequence(session_id)
-    for subscription in list(subscriptions):
-        subscription.finish(last)
 
 
 def sequence_number(value: object) -> int:

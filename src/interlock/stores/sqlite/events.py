@@ -76,16 +76,14 @@ class Append:
     def __call__(self, db: sqlite3.Connection) -> int:
         """The number of the last; raises `SessionNotFound` and `StaleFence`."""
         if self.run_id is not None:
-            latest(db, self.session_id)
-            check_fence(db, self.session_id, self.run_id, self.attempt)
+            key, _ = latest(db, self.session_id)
+            check_fence(db, key, self.run_id, self.attempt)
         return log(db, self.session_id, self.rows)
 
     @staticmethod
     def together(db: sqlite3.Connection, appends: Sequence[Append]) -> list[int]:
         """The numbers of the last of each; raises where any of them must be refused or is logged already."""
-        for session_id, run_id, attempt in {(one.session_id, one.run_id, one.attempt) for one in appends}:
-            if run_id is not None:
-                check_fence(db, session_id, run_id, attempt)
+        fences = set()
         places: dict[str, list[Any]] = {}  # the last number, the latest time, the key
         values, lasts = [], []
         for append in appends:
@@ -94,6 +92,7 @@ class Append:
                 key, last = latest(db, append.session_id)
                 places[append.session_id] = place = [last, 0.0, key]
             last, at, key = place
+            fences.add((key, append.run_id, append.attempt))
             for row in append.rows:
                 last += 1
                 if row[2] > at:
@@ -101,18 +100,18 @@ class Append:
                 values.append((key, last, *row[:7]))
             place[:2] = last, at
             lasts.append(last)
+        for key, run_id, attempt in fences:
+            if run_id is not None:
+                check_fence(db, key, run_id, attempt)
         db.executemany(_SET, places.values())
         db.executemany(_INSERT, values)
         return lasts
 
 
-def check_fence(db: sqlite3.Connection, session_id: str, run_id: str, attempt: int | None) -> None:
-    """Raises `StaleFence` unless the run is in flight in that attempt."""
-    select = (
-        "SELECT runs.status, runs.attempt FROM runs JOIN sessions ON sessions.key = runs.session"
-        " WHERE runs.id = ? AND sessions.id = ?"
-    )
-    found = db.execute(select, (run_id, session_id)).fetchone()
+def check_fence(db: sqlite3.Connection, session: int, run_id: str, attempt: int | None) -> None:
+    """Raises `StaleFence` unless the run is one of that session and in flight in that attempt."""
+    select = "SELECT status, attempt FROM runs WHERE id = ? AND session = ?"
+    found = db.execute(select, (run_id, session)).fetchone()
     if found is None or found[0] not in IN_FLIGHT or attempt not in (None, found[1]):
         raise StaleFence(f"run {run_id!r} is not in flight in attempt {attempt}", run=run_id)
 

@@ -23,6 +23,7 @@ CREATE TABLE counters (
     updated_at REAL NOT NULL
 ) STRICT;
 
+-- What may be large comes last, so that a look at the status or the attempt does not read it.
 CREATE TABLE runs (
     key INTEGER PRIMARY KEY,
     session INTEGER NOT NULL REFERENCES sessions ON DELETE CASCADE,
@@ -30,21 +31,21 @@ CREATE TABLE runs (
     status TEXT NOT NULL CHECK (
         status IN ('pending', 'running', 'paused', 'completed', 'failed', 'cancelled', 'interrupted', 'timeout')
     ),
-    input TEXT NOT NULL,
+    attempt INTEGER NOT NULL,
     number INTEGER NOT NULL,
-    metadata TEXT NOT NULL,
     priority INTEGER NOT NULL,
     timeout REAL,
     retry TEXT,
     idempotency_key TEXT,
-    attempt INTEGER NOT NULL,
-    output TEXT NOT NULL,
-    error TEXT NOT NULL,
-    token_usage TEXT NOT NULL,
     submitted_at REAL NOT NULL,
     started_at REAL,
     ended_at REAL,
-    waited REAL
+    waited REAL,
+    token_usage TEXT NOT NULL,
+    metadata TEXT NOT NULL,
+    error TEXT NOT NULL,
+    input TEXT NOT NULL,
+    output TEXT NOT NULL
 ) STRICT;
 
 CREATE UNIQUE INDEX runs_by_number ON runs (session, number);
