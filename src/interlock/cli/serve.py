@@ -136,6 +136,7 @@ class _Server(uvicorn.Server):
                 date_header=False,
                 proxy_headers=False,
                 timeout_keep_alive=75,
+                timeout_graceful_shutdown=5,  # for answers that their client does not read
                 backlog=2048,
             )
         )
