@@ -352,6 +352,9 @@ async def test_a_session_that_is_created_and_found_again() -> None:
     with pytest.raises(InvalidOperation, match="'s' is served already"):
         await SessionServer.attach(store, echo, "s")
     await server.close()
+    wider = await SessionServer.start(store, echo, session_id="s", max_concurrent_runs=3, max_queued_runs=7)
+    assert (wider.status().max_concurrent_runs, wider.status().max_queued_runs) == (3, 7)
+    await wider.close()
     again = await SessionServer.attach(store, echo, "s")
     assert await store.get_latest_sequence("s") == 2  # attaching is no event: it happened once
     await again.close(complete=True)

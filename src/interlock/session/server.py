@@ -7,6 +7,7 @@ caller who is cancelled leaves nothing half done.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -33,7 +34,15 @@ from interlock.session.recovery import recover
 from interlock.session.scheduler import Scheduler
 from interlock.session.slots import FleetSlots
 from interlock.session.subscription import Subscription, subscribe
-from interlock.session.values import check_count, check_id, check_key, check_span, event, new_id, plain_object
+from interlock.session.values import (
+    check_count,
+    check_key,
+    check_span,
+    event,
+    new_id,
+    new_session,
+    plain_object,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -45,7 +54,6 @@ if TYPE_CHECKING:
     from interlock.provider.gate import ProviderGate
     from interlock.session.attempt import Agent
 
-COLLISIONS = ("enqueue", "reject", "interrupt", "rollback")
 _served: WeakKeyDictionary[Store, set[str]] = WeakKeyDictionary()
 """The sessions that are served in this process, by store: two servers would start the same runs."""
 
@@ -116,7 +124,7 @@ class SessionServer:
         tags: Collection[str] = (),
         cancel_grace: float = 10.0,
     ) -> Self:
-        """Create a session and serve it; one whose id is known goes on as it was created.
+        """Create a session and serve it; one whose id is known goes on, with the bounds that are given now.
 
         Args:
             agent: ``async def agent(run)``, or an object with ``async def run(self, run)``.
@@ -133,29 +141,18 @@ class SessionServer:
         Raises `ValidationError`, `InvalidStatus` for a session that has ended, `InvalidOperation` for one
         that is served already, and `StoreError`.
         """
-        if collision not in COLLISIONS:
-            raise ValidationError(f"collision is {collision!r}; allowed are {', '.join(COLLISIONS)}")
         clock = clock or SystemClock()
         at = clock.now()
-        wanted = Session(
-            check_id("session_id", new_id("ses") if session_id is None else session_id),
-            "active",
-            None if agent_id is None else check_id("agent_id", agent_id),
-            check_count("max_concurrent_runs", max_concurrent_runs, 1),
-            check_count("max_queued_runs", max_queued_runs, 0),
-            collision,
-            plain_object("metadata", metadata),
-            tuple(tags),
-            at,
-            at,
+        wanted = new_session(
+            session_id, agent_id, max_concurrent_runs, max_queued_runs, collision, metadata, tags, at
         )
         told = None if agent_id is None else {"agent": agent_id}
         first = [event("session_created", at, told), event("session_started", at)]
-        session = await store.create_session(wanted, first)
+        stored = await store.create_session(wanted, first)
         return await cls._serve(
             store,
             agent,
-            session,
+            replace(stored, max_concurrent_runs=max_concurrent_runs, max_queued_runs=max_queued_runs),
             limiter=limiter,
             clock=clock,
             governor=governor,

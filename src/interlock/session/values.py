@@ -9,14 +9,16 @@ from uuid import uuid4
 import msgspec
 
 from interlock.core.runs import EVENT_OF, EVENT_TYPES, LIFECYCLE
-from interlock.core.sessions import NewEvent
+from interlock.core.sessions import NewEvent, Session
 from interlock.errors import ValidationError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from interlock.core.runs import RunVerb
+    from interlock.core.sessions import Collision
 
+COLLISIONS: Final = ("enqueue", "reject", "interrupt", "rollback")
 MAX_BYTES: Final = 16 << 20
 """Of one value, as JSON."""
 _ID_LENGTH: Final = 200
@@ -105,6 +107,33 @@ def check_span(name: str, value: Any) -> float | None:
     if not number or not 0 < value < math.inf:
         raise ValidationError(f"{name} is {value!r}; allowed are seconds above 0, or None")
     return float(value)
+
+
+def new_session(
+    session_id: str | None,
+    agent_id: str | None,
+    max_concurrent_runs: int,
+    max_queued_runs: int,
+    collision: Collision,
+    metadata: Mapping[str, Any] | None,
+    tags: Collection[str],
+    at: float,
+) -> Session:
+    """A session that begins *at* this time; `ValidationError` for what makes no sense."""
+    if collision not in COLLISIONS:
+        raise ValidationError(f"collision is {collision!r}; allowed are {', '.join(COLLISIONS)}")
+    return Session(
+        check_id("session_id", new_id("ses") if session_id is None else session_id),
+        "active",
+        None if agent_id is None else check_id("agent_id", agent_id),
+        check_count("max_concurrent_runs", max_concurrent_runs, 1),
+        check_count("max_queued_runs", max_queued_runs, 0),
+        collision,
+        plain_object("metadata", metadata),
+        tuple(tags),
+        at,
+        at,
+    )
 
 
 def event(
