@@ -30,7 +30,7 @@ GROUP = 100
 DATA = {"delta": "x" * 150}
 INSERT = (
     "INSERT INTO events (session, sequence, id, type, timestamp, run_id, data, metadata, schema_version)"
-    " VALUES (?, ?, ?, 'message_streamed', ?, 'run_1', ?, '{}', 1)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 BARE = (
     "CREATE TABLE log (session INTEGER NOT NULL, sequence INTEGER NOT NULL, id TEXT NOT NULL,"
@@ -90,8 +90,8 @@ def _appends(place: Place, count: int, rounds: int) -> Table:
         for name, figures in taken.items()
     ]
     note = (
-        f"Events of 150 bytes of text for {SESSIONS} sessions, acknowledged after the commit. A writer is a run"
-        " that awaits each of its events, and may write only while it is in flight. The raw rows"
+        f"Events of 150 bytes of text for {SESSIONS} sessions, acknowledged after the commit. A writer is a"
+        " run that awaits each of its events, and may write only while it is in flight. The raw rows"
         " go into the same table with the same indexes, with random ids like Interlock's and numbers given;"
         " the second one lacks the index that keeps an event from being logged twice. Rate: times the first."
     )
@@ -123,7 +123,10 @@ def _raw(place: Place, count: int, *, bare: bool) -> float:
     with Timed() as timed:
         for start in range(0, count, GROUP):
             rows = [
-                (1 + n % SESSIONS, 1 + n // SESSIONS, new_id(), 1.0, encode(DATA).decode())
+                (
+                    *(1 + n % SESSIONS, 1 + n // SESSIONS, new_id(), "message_streamed", 1.0, "run_1"),
+                    *(encode(DATA).decode(), "{}", 1),
+                )
                 for n in range(start, min(start + GROUP, count))
             ]
             db.execute("BEGIN IMMEDIATE")

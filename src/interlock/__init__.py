@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from interlock.admission.readings import Snapshot as Snapshot
     from interlock.admission.readings import Waiting as Waiting
     from interlock.admission.remote import RemoteAdmission as RemoteAdmission
+    from interlock.agents.chat import ChatAgent as ChatAgent
+    from interlock.agents.chat_tools import Tool as Tool
+    from interlock.agents.chat_tools import tool as tool
+    from interlock.agents.command import CommandAgent as CommandAgent
     from interlock.agents.process import ProcessAgent as ProcessAgent
     from interlock.agents.python import agent as agent
     from interlock.app import Interlock as Interlock
@@ -63,6 +67,9 @@ if TYPE_CHECKING:
     from interlock.transports.httpx2 import InterlockTransport as InterlockTransport
 
 _HOMES = {
+    "interlock.agents.chat": ("ChatAgent",),
+    "interlock.agents.chat_tools": ("Tool", "tool"),
+    "interlock.agents.command": ("CommandAgent",),
     "interlock.agents.process": ("ProcessAgent",),
     "interlock.agents.python": ("agent",),
     "interlock.admission.remote": ("RemoteAdmission",),
@@ -111,6 +118,7 @@ _HOMES = {
         "PermitLost",
         "PoolClosed",
         "PoolExhausted",
+        "ProviderFailed",
         "QueueFull",
         "RunCancelled",
         "RunFailed",

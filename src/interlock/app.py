@@ -249,7 +249,7 @@ def _session_agent(config: Config, name: str) -> Any:
     agent = config.agents[name]
     match agent.type:
         case "command":
-            return CommandAgent(agent.command)
+            return CommandAgent(agent.command, input=agent.input or "stdin", output=agent.output or "json")
         case "python":
             return session_agent(agent.target or "")
         case "chat":
@@ -266,7 +266,8 @@ def _chat_agent(config: Config, agent: AgentConfig) -> Any:
         agent.model or "",
         base_url=provider.base_url,
         api_key=None if provider.api_key is None else provider.api_key.reveal(),
-        dialect="anthropic" if "anthropic" in provider.base_url else "openai",
+        dialect=agent.dialect or ("anthropic" if "anthropic" in provider.base_url else "openai"),
+        system=agent.system,
     )
 
 

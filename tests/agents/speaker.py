@@ -28,7 +28,8 @@ def say(**what: object) -> None:
 
 def child(kind: str, what: dict) -> int:
     command = [sys.executable, "-S", "-E", "-c", CHILD, kind, what.get("tidied", "")]
-    return subprocess.Popen(command, start_new_session=what.get("apart", False)).pid
+    stdout = subprocess.DEVNULL if what.get("quiet") else None
+    return subprocess.Popen(command, stdout=stdout, start_new_session=what.get("apart", False)).pid
 
 
 def act(what: dict) -> None:

@@ -197,6 +197,7 @@ async def test_a_stream_that_is_cut(dialect: str, after: int) -> None:
             await scene.agent(dialect).run(run)
         assert len(run.streamed.split()) >= 1
         assert "message_received" not in run.types
+        assert run.used["input_tokens"] == (20 if dialect == "anthropic" else 0)  # as far as it was said
         assert scene.provider.account.stats.faults == {"reset": 1}
 
 

@@ -201,7 +201,7 @@ async def test_children_that_it_leaves_behind_are_killed() -> None:
 
 
 async def test_a_slow_store_slows_it_down(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it says waits in the process, not in our memory; nothing of it is lost, also long after its end."""
+    """What it says waits in the process, not in our memory; nothing of it is lost, also after its end."""
     monkeypatch.setattr("interlock.agents.group._LAST_WORDS", 0.1)
     run = Recorder({"do": "flood", "lines": 2000})  # three times what the pipe holds
     run.slowness = 0.0005
@@ -210,10 +210,11 @@ async def test_a_slow_store_slows_it_down(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(run.events) == 2000
 
 
-async def test_who_left_the_group_does_not_keep_us(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One in a session of its own is not ours to kill; it holds the pipes open, and nobody waits for that."""
+@pytest.mark.parametrize("quiet", [False, True])
+async def test_who_left_the_group_does_not_keep_us(monkeypatch: pytest.MonkeyPatch, quiet: bool) -> None:
+    """One in a session of its own is not ours to kill; it holds pipes open, and nobody waits for that."""
     monkeypatch.setattr("interlock.agents.group._LAST_WORDS", 0.1)
-    run = Recorder({"do": "children", "children": ["plain"], "leaves": True, "apart": True})
+    run = Recorder({"do": "children", "children": ["plain"], "leaves": True, "apart": True, "quiet": quiet})
     async with asyncio.timeout(10):
         assert await speaker().run(run) == "left them"
     (child,) = run.of("turn_completed")[0]["children"]

@@ -156,14 +156,15 @@ class ChatAgent:
             await asyncio.wait([asking])
             if not asking.cancelled():
                 asking.exception()  # seen, also where another error is on its way
+            # Also of an answer that broke off: it has to be paid for.
+            used = {"input_tokens": answer.input_tokens, "output_tokens": answer.output_tokens}
+            run.usage(**used)
         asking.result()
         for number, one in enumerate(answer.calls):
             one.id = one.id or f"call_{len(talk)}_{number}"
             one.name = one.name or "unnamed"
         said = {"role": "assistant", "content": answer.text, "stop_reason": answer.stop_reason}
         await run.emit("message_received", said)
-        used = {"input_tokens": answer.input_tokens, "output_tokens": answer.output_tokens}
-        run.usage(**used)
         await run.emit("token_usage_updated", used)
         return answer
 

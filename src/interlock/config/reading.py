@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _NEEDED = {"command": ("command",), "chat": ("provider", "model"), "python": ("target",)}
+_POSSIBLE = {"command": ("input", "output"), "chat": ("dialect", "system"), "python": ()}
 
 _WELL_KNOWN = {
     "openai": ("https://api.openai.com/v1", "OPENAI_API_KEY"),
@@ -188,6 +189,9 @@ class _Reader:
                 if bool(getattr(agent, key)) != (key in _NEEDED[agent.type]):
                     verb = "is not for" if getattr(agent, key) else "is needed, but not set, for"
                     raise self.wrong(("agents", name, key), f"{verb} an agent of type {agent.type}")
+            for key in ("dialect", "system", "input", "output"):
+                if getattr(agent, key) is not None and key not in _POSSIBLE[agent.type]:
+                    raise self.wrong(("agents", name, key), f"is not for an agent of type {agent.type}")
             if agent.provider is not None:
                 self._known(("agents", name, "provider"), agent.provider, config.providers)
         for name, pool in config.pools.items():

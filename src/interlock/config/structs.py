@@ -119,6 +119,10 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     provider: Annotated[str | None, text] = None
     model: Annotated[str | None, text] = None
     target: Annotated[str | None, target] = None
+    dialect: Literal["openai", "anthropic"] | None = None
+    system: Annotated[str | None, text] = None
+    input: Literal["stdin", "argument", "environment"] | None = None
+    output: Literal["json", "text"] | None = None
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""What remembers: settings now; the same stores will carry sessions, runs and events."""
+"""What remembers: sessions, their runs and their logs of events, and settings."""
 
 from __future__ import annotations
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+from msgspec import json
 
 from interlock.core.runs import IN_FLIGHT
 from interlock.errors import SessionNotFound, StaleFence
@@ -24,6 +26,11 @@ _LATEST = (
     "SELECT key, last_sequence FROM sessions JOIN counters ON session = key"
     " WHERE id = ? AND hidden_at IS NULL"
 )
+_ALL_LATEST = (
+    "SELECT id, last_sequence, key FROM sessions JOIN counters ON session = key"
+    " WHERE id IN (SELECT value FROM json_each(?)) AND hidden_at IS NULL"
+)
+_ATTEMPTS = "SELECT id, session, status, attempt FROM runs WHERE id IN (SELECT value FROM json_each(?))"
 _COLUMNS = "id, type, timestamp, run_id, data, metadata, schema_version, sequence"
 
 
@@ -77,22 +84,21 @@ class Append:
         """The number of the last; raises `SessionNotFound` and `StaleFence`."""
         if self.run_id is not None:
             key, _ = latest(db, self.session_id)
-            check_fence(db, key, self.run_id, self.attempt)
+            _check_fences(db, {(key, self.run_id, self.attempt)})
         return log(db, self.session_id, self.rows)
 
     @staticmethod
     def together(db: sqlite3.Connection, appends: Sequence[Append]) -> list[int]:
         """The numbers of the last of each; raises where any of them must be refused or is logged already."""
-        fences = set()
-        places: dict[str, list[Any]] = {}  # the last number, the latest time, the key
+        fences: set[tuple[int, str, int | None]] = set()
+        ids = json.encode({append.session_id for append in appends}).decode()
+        places = {id_: [last, 0.0, key] for id_, last, key in db.execute(_ALL_LATEST, (ids,))}
         values, lasts = [], []
         for append in appends:
-            place = places.get(append.session_id)
-            if place is None:
-                key, last = latest(db, append.session_id)
-                places[append.session_id] = place = [last, 0.0, key]
+            place = places[append.session_id]  # the last number, the latest time, the key
             last, at, key = place
-            fences.add((key, append.run_id, append.attempt))
+            if append.run_id is not None:
+                fences.add((key, append.run_id, append.attempt))
             for row in append.rows:
                 last += 1
                 if row[2] > at:
@@ -100,20 +106,23 @@ class Append:
                 values.append((key, last, *row[:7]))
             place[:2] = last, at
             lasts.append(last)
-        for key, run_id, attempt in fences:
-            if run_id is not None:
-                check_fence(db, key, run_id, attempt)
+        _check_fences(db, fences)
         db.executemany(_SET, places.values())
         db.executemany(_INSERT, values)
         return lasts
 
 
-def check_fence(db: sqlite3.Connection, session: int, run_id: str, attempt: int | None) -> None:
-    """Raises `StaleFence` unless the run is one of that session and in flight in that attempt."""
-    select = "SELECT status, attempt FROM runs WHERE id = ? AND session = ?"
-    found = db.execute(select, (run_id, session)).fetchone()
-    if found is None or found[0] not in IN_FLIGHT or attempt not in (None, found[1]):
-        raise StaleFence(f"run {run_id!r} is not in flight in attempt {attempt}", run=run_id)
+def _check_fences(db: sqlite3.Connection, fences: set[tuple[int, str, int | None]]) -> None:
+    """Raises `StaleFence` unless each run is one of that session and in flight in that attempt."""
+    if not fences:
+        return
+    ids = json.encode([run_id for _, run_id, _ in fences]).decode()
+    rows = db.execute(_ATTEMPTS, (ids,)).fetchall()
+    runs = {run_id: (session, attempt) for run_id, session, status, attempt in rows if status in IN_FLIGHT}
+    for session, run_id, attempt in fences:
+        found = runs.get(run_id)
+        if found is None or found[0] != session or attempt not in (None, found[1]):
+            raise StaleFence(f"run {run_id!r} is not in flight in attempt {attempt}", run=run_id)
 
 
 def latest(db: sqlite3.Connection, session_id: str) -> tuple[int, int]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+from msgspec import Struct
 
 from interlock.stores.sqlite.transaction import transaction, translated
 
@@ -19,7 +21,7 @@ Work: TypeAlias = Callable[[sqlite3.Connection], T]
 Reply: TypeAlias = "asyncio.Future[Any]"
 
 
-class Job(NamedTuple):
+class Job(Struct, frozen=True):
     """What is to be done, and who waits for it."""
 
     work: Work[Any]
@@ -28,7 +30,7 @@ class Job(NamedTuple):
     """Whose watchers are told."""
 
 
-class Outcome(NamedTuple):
+class Outcome(Struct, frozen=True):
     """What became of a job."""
 
     reply: Reply

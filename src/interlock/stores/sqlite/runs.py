@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from interlock.core.runs import SESSION_ENDED
+from interlock.core.runs import ENDED, SESSION_ENDED
 from interlock.errors import InvalidOperation, InvalidStatus, QueueFull, RunNotFound
 from interlock.stores.rows import ChangeRow, EventRow, RunRow, changed
 from interlock.stores.sqlite import sessions
@@ -102,20 +102,21 @@ def find(
 ) -> list[RunRow]:
     """Rows by submission, behind the run *after*; raises `RunNotFound` where that is none."""
     where, values = list[str](), list[object]()
+    place = order = "runs.key"
     if session_id is not None:
+        place = order = "runs.number"  # the same order, and there is an index for it
         where.append("runs.session = (SELECT key FROM sessions WHERE id = ?)")
         values.append(session_id)
     if statuses is not None:
         where.append(f"runs.status IN ({marks(statuses)})")
         values += statuses
-        if {"pending", "running", "paused"}.issuperset(statuses):
+        if ENDED.isdisjoint(statuses):
             where.append(f"runs.{_UNFINISHED}")
+            order = f"+{place}"  # the few are sorted, rather than all looked at in their order
     if after is not None:
         get(db, after)
-        where.append("runs.key > (SELECT key FROM runs WHERE id = ?)")
+        where.append(f"{place} > (SELECT {place} FROM runs WHERE id = ?)")  # noqa: S608
         values.append(after)
-    condition = f" WHERE {' AND '.join(where)}" if where else ""
-    found = db.execute(
-        f"{_SELECT}{condition} ORDER BY runs.key LIMIT ?", [*values, -1 if limit is None else limit]
-    )
+    select = f"{_SELECT} WHERE {' AND '.join(where)}" if where else _SELECT
+    found = db.execute(f"{select} ORDER BY {order} LIMIT ?", [*values, -1 if limit is None else limit])
     return [RunRow._make(row) for row in found.fetchall()]

@@ -74,5 +74,6 @@ def find(
 
 
 def delete(db: sqlite3.Connection, session_id: str) -> None:
-    """Remove the session, if there; its runs and events go with it."""
+    """Remove the session, if there; its runs go with it."""
+    db.execute("DELETE FROM events WHERE session = (SELECT key FROM sessions WHERE id = ?)", (session_id,))
     db.execute("DELETE FROM sessions WHERE id = ?", (session_id,))

@@ -119,10 +119,11 @@ def _deliver(outcomes: list[Outcome]) -> None:
 
 
 def _settle(outcomes: list[Outcome]) -> None:
-    for reply, value, error in outcomes:
+    for outcome in outcomes:
+        reply = outcome.reply
         if reply.done():
             continue  # the caller was cancelled while its job ran
-        if error is None:
-            reply.set_result(value)
+        if outcome.error is None:
+            reply.set_result(outcome.value)
         else:
-            reply.set_exception(error)
+            reply.set_exception(outcome.error)

@@ -52,12 +52,13 @@ CREATE UNIQUE INDEX runs_by_number ON runs (session, number);
 
 CREATE UNIQUE INDEX runs_by_idempotency_key ON runs (session, idempotency_key) WHERE idempotency_key IS NOT NULL;
 
-CREATE INDEX runs_unfinished ON runs (session, key) WHERE status IN ('pending', 'running', 'paused');
+CREATE INDEX runs_unfinished ON runs (session, number) WHERE status IN ('pending', 'running', 'paused');
 
--- In the order of their commits, so that new ones go to the end, whatever their session.
+-- In the order of their commits, so that new ones go to the end, whatever their session. That a session is there
+-- is known from its counter, so it is not looked up for each event; whoever deletes it deletes its events.
 CREATE TABLE events (
     key INTEGER PRIMARY KEY,
-    session INTEGER NOT NULL REFERENCES sessions ON DELETE CASCADE,
+    session INTEGER NOT NULL,
     sequence INTEGER NOT NULL,
     id TEXT NOT NULL,
     type TEXT NOT NULL,
