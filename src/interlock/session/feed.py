@@ -77,7 +77,7 @@ class Feed:
         self.session_id = session_id
         self.clock = clock
         self.loop = asyncio.get_running_loop()
-        self.subscribers = 0
+        self.subscribers: set[object] = set()
         self.generation = 0
         """Counts the reasons to look for more."""
         self.waiting: Waiting = {}
@@ -149,19 +149,19 @@ _feeds: dict[_Key, Feed] = {}
 """By the identities of store, clock and loop, which the feed keeps alive."""
 
 
-def join(store: Store, session_id: str, clock: Clock) -> Feed:
-    """The feed of that session, from now on with one subscriber more; each calls `leave` once."""
+def join(store: Store, session_id: str, clock: Clock, subscriber: object) -> Feed:
+    """The feed of that session, which *subscriber* is one of until it leaves."""
     key = _key(store, session_id, clock)
     feed = _feeds.get(key)
     if feed is None:
         feed = _feeds[key] = Feed(store, session_id, clock)
-    feed.subscribers += 1
+    feed.subscribers.add(subscriber)
     return feed
 
 
-def leave(feed: Feed) -> None:
+def leave(feed: Feed, subscriber: object) -> None:
     """One subscriber of *feed* has gone; with the last one it ends."""
-    feed.subscribers -= 1
+    feed.subscribers.discard(subscriber)
     if not feed.subscribers:
         del _feeds[id(feed.store), feed.session_id, id(feed.clock), id(feed.loop)]
         feed.close()
@@ -170,7 +170,7 @@ def leave(feed: Feed) -> None:
 def subscribers(store: Store, session_id: str) -> int:
     """How many subscribe to that session in this process."""
     return sum(
-        feed.subscribers for key, feed in _feeds.items() if key[0] == id(store) and key[1] == session_id
+        len(feed.subscribers) for key, feed in _feeds.items() if key[0] == id(store) and key[1] == session_id
     )
 
 

@@ -123,7 +123,7 @@ class Subscription:
         if self._entered:
             raise InvalidOperation("a subscription is entered once; make another one")
         self._entered = True
-        self._feed = join(self._store, self._session_id, self._clock)  # first of all: no hint is missed
+        self._feed = join(self._store, self._session_id, self._clock, self)  # first of all: no hint is missed
         try:
             self.backlog_end = (await self._store.get_session(self._session_id)).last_sequence
         except BaseException:
@@ -141,7 +141,7 @@ class Subscription:
             self._cursor, self._all_read = self.next_from - 1, self.ended
             self._events, self._given = (), 0
             self._wake()
-            leave(feed)
+            leave(feed, self)
 
     def finish(self, sequence: int) -> None:
         """End it once everything up to number *sequence* was given."""
