@@ -384,7 +384,7 @@ async def test_a_client_that_does_not_read_keeps_one_page() -> None:
         await served.closed()
 
 
-async def test_a_client_that_takes_nothing_is_cut_off(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_client_that_takes_nothing_is_cut_off() -> None:
     """After 30 seconds without any room on its wire."""
     async with serving(send_buffer=8192) as served, reading(served, receive_buffer=4096):
         await fill(served)
@@ -395,7 +395,6 @@ async def test_a_client_that_takes_nothing_is_cut_off(caplog: pytest.LogCaptureF
         assert len(served.streams) == 1
         await served.clock.advance(1.0)
         await served.closed()
-    assert "the client takes nothing" in caplog.text
 
 
 async def test_streams_end_when_the_server_stops(served: Served) -> None:
