@@ -145,3 +145,10 @@ async def test_tail_outlives_a_kill_of_the_server(tmp_path: Path, shell: Shell) 
         printed = await shell.says("tail", "s1", "--run", run_id, "--json", "--url", server.url)
         assert shown == [json.loads(line) for line in printed.splitlines()]
         assert shown[-1]["type"] == "run_completed"
+
+
+async def test_agents_beside_the_configuration_are_found(tmp_path: Path, shell: Shell) -> None:
+    """However the command was started: as a script it does not have the working directory on its path."""
+    async with serve(prepared(tmp_path), CONFIG, {"PYTHONSAFEPATH": "1"}) as server:
+        done = await shell.run("submit", "s1", "Hi", "--agent", "echo", "--wait", "--url", server.url)
+        assert (done.code, done.stdout) == (0, '{"said": "Hi"}\n')

@@ -66,6 +66,8 @@ def serve(
     if settings.coordination != "local":
         raise ValidationError('coordination: a server keeps the limits itself; allowed is "local"')
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    if any(agent.type == "python" for agent in settings.agents.values()):
+        sys.path.insert(0, str(file.path.absolute().parent))  # modules beside the file that names them
     _settle_memory()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(run(settings, file))
