@@ -33,9 +33,13 @@ class Exposition(dict[str, Family]):
         family = next(one for one in (name, *_stems(name)) if one in self)
         return self[family].samples[name, tuple(sorted(labels.items()))]
 
-    def values(self, name: str, label: str) -> dict[str, float]:
+    def by(self, name: str, label: str) -> dict[str, float]:
         """The samples of a metric that has only this *label*."""
         return {dict(labels)[label]: value for (_, labels), value in self[name].samples.items()}
+
+    def values_of(self, *kinds: str) -> list[dict[tuple[str, Labels], float]]:
+        """The samples of all metrics of these kinds."""
+        return [family.samples for family in self.values() if family.kind in kinds]
 
 
 def parse(text: str) -> Exposition:

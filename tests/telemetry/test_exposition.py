@@ -39,7 +39,7 @@ def test_any_text_may_be_a_label_or_a_help(values: list[str], help_: str) -> Non
     metric = Metric("interlock_g", "gauge", ("limit",), help_)
     read = parse(render([(metric, [Sample((value,), 1) for value in values])]))
     encodable = [value.encode("utf-8", "replace").decode() for value in values]
-    assert list(read.values("interlock_g", "limit")) == encodable
+    assert list(read.by("interlock_g", "limit")) == encodable
     assert read["interlock_g"].help == help_.encode("utf-8", "replace").decode()
 
 
