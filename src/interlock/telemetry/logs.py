@@ -28,7 +28,7 @@ _PATTERNS: Final = (
     # What stands behind a name: api_key=…, "authorization": "Bearer …", ?token=…
     (
         re.compile(
-            rf"(?i)((?:{_NAMES})\b['\"]?\]?,?\s{{0,3}}(?:[:=]|b?['\"])\s{{0,3}}b?['\"]?)"
+            rf"(?i)((?:{_NAMES})\b['\"]?\]?,?\s{{0,3}}(?:[:=]|b?['\"])\s{{0,3}}(?:b?['\"])?)"
             r"((?:bearer|basic|token)\s+)?[^\s'\"&,;)}\]]+"
         ),
         rf"\1\2{HIDDEN}",
