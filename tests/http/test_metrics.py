@@ -132,7 +132,7 @@ async def test_a_stream_that_was_kept_alive_by_pings_ends_as_what_follows() -> N
 
 
 async def test_runs_count_by_how_they_ended() -> None:
-    """Also those that were cancelled before they started, and those whose server died."""
+    """Also one that was cancelled before it started: twice cancelled, once ended."""
     async with serving() as served:
         await served.session(maxConcurrentRuns=1)
         for asked in ("hello", {"do": "fail"}):

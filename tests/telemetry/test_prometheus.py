@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import math
 import sys
@@ -231,8 +232,7 @@ async def test_no_step_depends_on_how_many_wait(fleet: Fleet) -> None:
         steps, said = _steps(fleet)
         counted.append(steps)
         assert said.value("interlock_limit_waiting", limit="tools") == count
-    assert counted[0] == counted[1]
-    assert counted[1] < 3000
+    assert counted[0] == counted[1] < 3000
 
 
 def _steps(fleet: Fleet) -> tuple[int, Exposition]:
@@ -243,9 +243,11 @@ def _steps(fleet: Fleet) -> tuple[int, Exposition]:
         nonlocal count
         count += 1
 
+    gc.disable()  # what it calls on its own account does not count
     sys.setprofile(step)
     try:
         text = fleet.metrics.text()
     finally:
         sys.setprofile(None)
+        gc.enable()
     return count, parse(text)
