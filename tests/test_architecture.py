@@ -30,6 +30,7 @@ LAYERS = (
     ("limiter", "governor", "limits", "provider", "pool"),
     ("session",),  # its runs take slots, streams and tools
     ("agents",),  # work on what a session gives them
+    ("telemetry",),  # reads all of the above, and is told of what passes
     ("http", "sync"),
     ("transports", "limiting"),  # transports read conversations as `http.gateway` does
     ("app",),

@@ -362,7 +362,7 @@ STORE = 'is not "memory:", "sqlite:///file.db", "sqlite:////directory/file.db" o
         (
             "[server]\nprot = 1",
             "server.prot",
-            "not a known key; did you mean port? known here: host, port, token, allowed_hosts",
+            "not a known key; did you mean port? known here: host, port, token, allowed_hosts, log_format",
         ),
         ("[sever]", "sever", f"not a known key; did you mean server? {TABLES}"),
         ("zzz = 1", "zzz", f"not a known key; {TABLES}"),
@@ -471,7 +471,7 @@ def test_a_refusal_names_file_key_fault_and_remedy(text: str, key: str, fault: s
         (
             "SERVER__PROT",
             "1",
-            "server.prot: not a known key; did you mean port? known here: host, port, token, allowed_hosts",
+            "server.prot: not a known key; did you mean port? known here: host, port, token, allowed_hosts, log_format",
         ),
         ("SERVER", "x", 'server: "x" is not a table'),
         ("STORE__X", "x", f"store: a table {STORE}"),

@@ -40,7 +40,7 @@ from interlock.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-    from interlock.core.model import Outcome
+    from interlock.core.model import Claims, Outcome
     from interlock.ports import Clock, TimerHandle
 
 
@@ -76,6 +76,8 @@ class Shell:
         self._timer: TimerHandle | None = None
         self._timer_due_ms: int | None = None
         self._closed = False
+        self.on_waited: Callable[[Claims, float], object] | None = None
+        """Called after every wait, however it ended, with what it was for and how many seconds it took."""
 
     # -- the way of a request
 
@@ -182,6 +184,8 @@ class Shell:
         finally:
             if timer is not None:
                 timer.cancel()
+            if self.on_waited is not None:
+                self.on_waited(waiter.charged, (self._now_ms() - waiter.arrived_ms) / 1000)
         del parked.futures[future]
         if waiter.waiting:
             self._give_up(waiter, parked)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 import signal
 import socket
 import sys
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 import uvicorn
@@ -29,10 +28,12 @@ from interlock.http.gateway.proxy import Gateway
 from interlock.http.gateway.upstream import HttpUpstream
 from interlock.http.permits.desk import PermitDesk
 from interlock.provider.signals import WORDINGS, Wording
+from interlock.telemetry.logs import log_to
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from interlock.secret import Secret
     from interlock.session.sessions import Sessions
 
 DRAIN_SECONDS = 30.0
@@ -45,6 +46,7 @@ def serve(
     config: Annotated[Path | None, Parameter(help="Default: interlock.toml here, if there is one.")] = None,
     host: str | None = None,
     port: int | None = None,
+    log_format: Literal["text", "json"] | None = None,
 ) -> int:
     """Run the gateway and the control plane.
 
@@ -54,7 +56,7 @@ def serve(
 
     Example: interlock serve --config interlock.toml
     """
-    overrides = {"host": host, "port": port}
+    overrides = {"host": host, "port": port, "log_format": log_format}
     given = {name: value for name, value in overrides.items() if value is not None}
 
     def adjusted(read: Config) -> Config:
@@ -65,7 +67,7 @@ def serve(
     check_supported(settings)
     if settings.coordination != "local":
         raise ValidationError('coordination: a server keeps the limits itself; allowed is "local"')
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    log_to(style=settings.server.log_format, secrets=_secrets(settings))
     if any(agent.type == "python" for agent in settings.agents.values()):
         sys.path.insert(0, str(file.path.absolute().parent))  # modules beside the file that names them
     _settle_memory()
@@ -108,6 +110,12 @@ async def run(config: Config, file: ConfigFile) -> int:
         await serving
         await fleet.sessions.aclose(timeout=0)
         return stopping.code
+
+
+def _secrets(config: Config) -> list[Secret]:
+    """What no line of the log may show."""
+    found = [config.server.token, *(provider.api_key for provider in config.providers.values())]
+    return [secret for secret in found if secret is not None]
 
 
 def _settle_memory() -> None:

@@ -43,6 +43,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     port: Annotated[int, partial(whole, 0, 65535)] = 7411
     token: Annotated[Secret | None, secret] = None
     allowed_hosts: Annotated[tuple[str, ...], texts] = ()
+    log_format: Literal["text", "json"] = "text"
 
 
 class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True):

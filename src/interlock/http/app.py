@@ -12,6 +12,7 @@ from interlock.http.concurrency import concurrency_routes
 from interlock.http.control import routes
 from interlock.http.events import EventStreams, event_routes
 from interlock.http.guard import Guard
+from interlock.http.metrics import metrics_routes
 from interlock.http.permits.desk import PermitDesk
 from interlock.http.permits.routes import permit_routes
 from interlock.http.permits.stream import PermitStream
@@ -19,6 +20,7 @@ from interlock.http.problems import no_route
 from interlock.http.sessions.routes import session_routes
 from interlock.provider.remote import ServedGate
 from interlock.stores.memory import MemoryStore
+from interlock.telemetry.prometheus import FleetMetrics
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -51,6 +53,9 @@ def create_app(
     desk = desk or PermitDesk(gate.admission, MemoryStore())
     desk.gate = ServedGate(gate)
 
+    metrics = FleetMetrics(gate.admission, gate, sessions, providers=gateway.providers)
+    gateway.on_ended = metrics.ended
+
     def ready() -> bool:
         return not gateway.draining
 
@@ -61,6 +66,7 @@ def create_app(
             *permit_routes(desk),
             *_event_routes(sessions, desk),
             *session_routes(sessions, desk, ready),
+            *metrics_routes(metrics),
         ],
         exception_handlers={404: no_route, 405: no_route},
     )

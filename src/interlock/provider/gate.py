@@ -35,7 +35,7 @@ from interlock.provider.policy import (
 )
 from interlock.provider.poller import UsagePoller
 from interlock.provider.signals import REASONS
-from interlock.provider.state import Provider, ProviderStatus
+from interlock.provider.state import Provider, ProviderStatus, Refusals
 from interlock.provider.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -120,6 +120,7 @@ class ProviderGate:
         self._on_limit_reduced = on_limit_reduced
         self._providers: dict[str, Provider] = {}
         self._watchdog = Watchdog(self.admission, self._providers, watchdog_interval, on_reclaim)
+        self.refusals = Refusals()
         self.closed = False
 
     # -- asking
@@ -207,8 +208,8 @@ class ProviderGate:
         until = self.clock.now() + seconds
         provider.reported_until = max(provider.reported_until, until)
         self.admission.pause(provider.limit_name, until)
-        before, known = provider.headroom, provider.record()
-        provider.reason = reason
+        before, known, provider.reason = provider.headroom, provider.record(), reason
+        self.refusals[provider_id, reason] += 1
         if reason == "concurrency":
             fence = None if permit is None else permit.fence
             provider.headroom = headrooms.cut(before, self.admission.kernel.fence, fence)
@@ -350,8 +351,7 @@ class ProviderGate:
 
     def statuses(self) -> tuple[ProviderStatus, ...]:
         """Every provider that has a limit or a pause, by name."""
-        found = (self.status(provider_id) for provider_id in sorted(self._providers))
-        return tuple(status for status in found if status is not None)
+        return tuple(one for name in sorted(self._providers) if (one := self.status(name)) is not None)
 
     async def aclose(self) -> None:
         """Stop admitting: queued acquires end with `Unavailable`; what was changed is written first.

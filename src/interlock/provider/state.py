@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from interlock.core import headroom as headrooms
 from interlock.core.headroom import Headroom
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from interlock.provider.policy import ProviderPolicy
     from interlock.provider.poller import UsagePoller
     from interlock.provider.signals import Reason
+
+
+Refusals: TypeAlias = Counter[tuple[str, "Reason"]]
+"""How often each provider said "too much", by its id and the reason."""
 
 
 @dataclass(frozen=True, slots=True)

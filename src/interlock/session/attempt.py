@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from interlock.core.sessions import RunChange
 from interlock.errors import InterlockError, RunNotFound, StoreError, Unavailable
 from interlock.session.patience import settle, sleep
+from interlock.session.tally import note_end, note_start
 from interlock.session.values import plain, run_event
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ class Attempt:
         verb, data, fields = self._verdict()
         at = self._clock.now()
         change = RunChange(verb, at, self.run.attempt, token_usage=self.usage, **fields)
-        await self._change(change, run_event(verb, at, self.run.id, data))
+        note_end(self._store, await self._change(change, run_event(verb, at, self.run.id, data)))
 
     async def begin(self, waited: float, limits: Mapping[str, float]) -> bool:
         """Write down that it starts; False if the run was ended meanwhile, or the store closed."""
@@ -165,6 +166,7 @@ class Attempt:
         if found is None or (found.status, found.attempt) != ("running", self.run.attempt + 1):
             return False
         self.run = found
+        note_start(self._store)
         return True
 
     async def _change(self, change: RunChange, event: NewEvent) -> Run | None:

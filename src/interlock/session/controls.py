@@ -8,6 +8,7 @@ from interlock.core.runs import ENDED
 from interlock.core.sessions import RunChange
 from interlock.errors import CapabilityNotSupported, InterlockError, InvalidOperation, RunNotFound
 from interlock.session.readings import OperationLog
+from interlock.session.tally import note_end
 from interlock.session.values import run_event
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class RunControls:
             change = RunChange("cancel", at, run.attempt)
             ended = await self._store.change_run(run_id, change, [run_event("cancel", at, run_id, data)])
             if ended is not None:
+                note_end(self._store, ended)
                 self._scheduler.remove(run_id)
                 self._ended(run_id)
                 return True

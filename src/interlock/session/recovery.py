@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from interlock.core.runs import IN_FLIGHT
 from interlock.core.sessions import RunChange
+from interlock.session.tally import note_end
 from interlock.session.values import run_event
 
 if TYPE_CHECKING:
@@ -30,5 +31,6 @@ async def recover(store: Store, session_id: str, clock: Clock) -> list[Run]:
             await store.change_run(run.id, RunChange("requeue", at, run.attempt))
         else:
             event = run_event("interrupt", at, run.id, {"reason": "crash"})
-            await store.change_run(run.id, RunChange("interrupt", at, run.attempt), [event])
+            change = RunChange("interrupt", at, run.attempt)
+            note_end(store, await store.change_run(run.id, change, [event]))
     return await store.list_runs(session_id, statuses=PENDING)

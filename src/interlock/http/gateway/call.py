@@ -63,7 +63,7 @@ class CallReader:
         timeout: float,
         max_body: int,
     ) -> None:
-        self._providers = dict(providers)
+        self.providers = dict(providers)
         self._turns = turns
         self._now = now
         self._timeout = timeout
@@ -77,7 +77,7 @@ class CallReader:
         provider = self.addressed(scope)
         if provider is None:
             provider_id = scope["raw_path"].split(b"/", 3)[2].decode("latin-1")
-            known = ", ".join(sorted(self._providers)) or "none"
+            known = ", ".join(sorted(self.providers)) or "none"
             await reply.refuse(
                 404, "unknown_provider", f"no provider {provider_id!r}; configured are: {known}"
             )
@@ -151,7 +151,7 @@ class CallReader:
     def addressed(self, scope: Scope) -> GatewayProvider | None:
         """The provider that a request speaks to."""
         # The raw path, as in `upstream_path`: what is one segment there is one here.
-        return self._providers.get(scope["raw_path"].split(b"/", 3)[2].decode("latin-1"))
+        return self.providers.get(scope["raw_path"].split(b"/", 3)[2].decode("latin-1"))
 
 
 def _whole(headers: dict[str, str], name: str, least: int, most: int) -> int | None:

@@ -84,6 +84,13 @@ class Gateway:
         self.calls: set[asyncio.Task[Any]] = set()
         """The calls under way."""
         self.draining = False
+        self.on_ended: Callable[[str | None, str], object] | None = None
+        """Called after every call with the provider's id, if it is one of ours, and `Reply.outcome`."""
+
+    @property
+    def providers(self) -> Mapping[str, GatewayProvider]:
+        """The upstreams that there are, by id."""
+        return self._reader.providers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {
@@ -94,6 +101,7 @@ class Gateway:
         task = asyncio.current_task()
         assert task is not None
         self.calls.add(task)
+        torn = False
         try:
             if self.draining:
                 await self._refuse(reply, Draining("the gateway is draining; come back in a moment"), scope)
@@ -103,8 +111,9 @@ class Gateway:
                 await self._until_disconnect(call, receive, task)
         except InterlockError as error:
             await self._refuse(reply, error, scope)
-        except ConnectionResetError as torn:
-            log.warning("an answer was cut off: %s", torn)
+        except ConnectionResetError as cut:
+            torn = True
+            log.warning("an answer was cut off: %s", cut)
             raise  # the server cuts the client's connection as well
         except Exception:
             if reply.started and not reply.pinged:
@@ -115,6 +124,9 @@ class Gateway:
         finally:
             reply.cancel_pings()
             self.calls.discard(task)
+            if self.on_ended is not None:
+                provider = self._reader.addressed(scope)
+                self.on_ended(None if provider is None else provider.id, "torn" if torn else reply.outcome)
 
     # -- the way
 

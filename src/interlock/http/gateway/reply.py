@@ -43,9 +43,26 @@ class Reply:
         self._pinger: asyncio.Task[None] | None = None
         self.started = False
         self.pinged = False
+        self._status = 0
+        self._ended = False
+        self._told: str | None = None
+
+    @property
+    def outcome(self) -> str:
+        """How the call ended, or would if it ended now.
+
+        ``answered`` or ``upstream_error`` by the status that was passed on; ``upstream_failed`` where there
+        was none or it broke off; ``refused`` and ``failed`` by us; ``left`` if its client did not wait.
+        """
+        if self._told is not None:
+            return self._told
+        if not self._ended:
+            return "left"
+        return "answered" if self._status < 400 else "upstream_error"
 
     async def start(self, status: int, headers: RawHeaders) -> None:
         self.started = True
+        self._status = status
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def chunk(self, body: bytes) -> None:
@@ -53,10 +70,12 @@ class Reply:
 
     async def end(self, body: bytes = b"") -> None:
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
+        self._ended = True
 
     async def whole(self, status: int, headers: RawHeaders, body: bytes) -> None:
         """A complete answer; after pings, an upstream's error as an event."""
         if self.pinged:
+            self._told = "upstream_error"
             encoding = next((v.decode("latin-1") for n, v in headers if n.lower() == b"content-encoding"), "")
             await self.end(upstream_error_event(self.dialect, status, body, encoding))
             return
@@ -73,6 +92,8 @@ class Reply:
         headers: RawHeaders | None = None,
     ) -> None:
         """An error of ours, in the dialect's own shape."""
+        ours = "failed" if code == "internal_error" else "refused"
+        self._told = "upstream_failed" if code.startswith("upstream_") else ours
         if self.pinged:
             await self.end(error_event(self.dialect, status, code, message))
             return
@@ -83,6 +104,7 @@ class Reply:
 
     async def break_off(self, status: int, code: str, message: str) -> None:
         """End an event stream that is under way with the dialect's error event."""
+        self._told = "upstream_failed"
         await self.end(error_event(self.dialect, status, code, message))
 
     # -- pings

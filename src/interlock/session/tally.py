@@ -1,0 +1,45 @@
+"""How many runs of a store's sessions this process started, and how those ended whose end it wrote."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+from interlock.core.runs import ENDED
+
+if TYPE_CHECKING:
+    from interlock.core.runs import RunStatus
+    from interlock.core.sessions import Run
+    from interlock.ports import Store
+
+
+class RunTally:
+    """Two kinds of numbers that only grow."""
+
+    def __init__(self) -> None:
+        self.started = 0
+        """Also a run that is started again counts again."""
+        self.ended: Counter[RunStatus] = Counter()
+
+
+_tallies: WeakKeyDictionary[Store, RunTally] = WeakKeyDictionary()
+
+
+def tally_of(store: Store) -> RunTally:
+    """The numbers of *store*, in this process."""
+    tally = _tallies.get(store)
+    if tally is None:
+        tally = _tallies[store] = RunTally()
+    return tally
+
+
+def note_start(store: Store) -> None:
+    """A run was started."""
+    tally_of(store).started += 1
+
+
+def note_end(store: Store, run: Run | None) -> None:
+    """A run is *run* after a change that should end it; None, or one that has not ended, is no end."""
+    if run is not None and run.status in ENDED:
+        tally_of(store).ended[run.status] += 1

@@ -1,0 +1,1 @@
+"""What a running server tells the tools of those who operate it, one module for each kind of tool."""
