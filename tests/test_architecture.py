@@ -26,7 +26,7 @@ LAYERS = (
     ("core",),
     ("ports",),
     ("clock",),  # gives a `ports.Clock`, and hands out its timer handles
-    ("admission", "stores"),
+    ("admission", "stores", "ledger"),
     ("limiter", "governor", "limits", "provider", "pool"),
     ("session",),  # its runs take slots, streams and tools
     ("agents",),  # work on what a session gives them

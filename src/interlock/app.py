@@ -17,6 +17,7 @@ from interlock.config import Config, load_config
 from interlock.core.sessions import Retention
 from interlock.errors import InvalidOperation, ValidationError
 from interlock.governor import ConcurrencyGovernor
+from interlock.ledger import Cause, Ledger
 from interlock.limiter import ConcurrencyLimiter
 from interlock.limits import FLEET, FleetLimits, Heard
 from interlock.pool import AgentPool
@@ -124,7 +125,9 @@ class Interlock:
     async def _open_here(self, config: Config, opened: AsyncExitStack) -> None:
         self.admission = LocalAdmission()
         opened.push_async_callback(self.admission.aclose)
-        self.limits = FleetLimits(self.admission, self.store)
+        self.ledger = Ledger(self.store, SystemClock())
+        opened.push_async_callback(self.ledger.aclose)
+        self.limits = FleetLimits(self.admission, self.store, self.ledger)
         await self.limits.load(_capacities(config))
         self.limiter = ConcurrencyLimiter(admission=self.admission)
         self.governor = ConcurrencyGovernor(admission=self.admission)
@@ -132,6 +135,7 @@ class Interlock:
         self.gate = ProviderGate(
             admission=self.admission,
             settings=self.store,
+            ledger=self.ledger,
             policies={provider.id: _policy(provider) for provider in providers},
             usage_sources={
                 provider.id: source
@@ -153,6 +157,9 @@ class Interlock:
         await self._heard.load()
         for provider in providers:
             await self._hear(provider, preset=True)
+        said = {f"provider:{provider.id}": provider.limit for provider in providers} | _capacities(config)
+        in_force = {name: one.capacity for name, one in self.admission.limits().items()}
+        await self.ledger.start(in_force, said)
 
     async def apply(self, config: Config) -> None:
         """Take over the limits and cooldowns that are new in *config*; the rest counts at the next start.
@@ -175,7 +182,7 @@ class Interlock:
         where none was set at run time."""
         key, cooldowns = f"provider:{provider.id}", _cooldowns(provider)
         if self._heard.differs(f"{key}:limit", provider.limit):
-            await self.gate.set_limit(provider.id, provider.limit)
+            await self.gate.set_limit(provider.id, provider.limit, cause=Cause("file"))
         if self._heard.differs(f"{key}:cooldown", cooldowns):
             cooldown, cancelled, failed = (None, None, None) if preset else cooldowns
             await self.gate.set_cooldown(provider.id, cooldown, cancelled=cancelled, failed=failed)

@@ -80,6 +80,7 @@ async def run(config: Config, file: ConfigFile) -> int:
         assert isinstance(fleet.admission, LocalAdmission)
         assert fleet.limits is not None
         desk = PermitDesk(fleet.admission, fleet.store)
+        desk.ledger = fleet.ledger
         await desk.load()
         stack.push_async_callback(desk.aclose)
         upstream = HttpUpstream()

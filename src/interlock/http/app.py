@@ -12,6 +12,7 @@ from interlock.http.concurrency import concurrency_routes
 from interlock.http.control import routes
 from interlock.http.events import EventStreams, event_routes
 from interlock.http.guard import Guard
+from interlock.http.ledger import ledger_routes
 from interlock.http.permits.desk import PermitDesk
 from interlock.http.permits.routes import permit_routes
 from interlock.http.permits.stream import PermitStream
@@ -56,6 +57,7 @@ def create_app(
 
     control = Starlette(
         routes=[
+            *ledger_routes(gate, fleet),
             *routes(gate, fleet, ready),
             *concurrency_routes(gate),
             *permit_routes(desk),
