@@ -26,7 +26,8 @@ LAYERS = (
     ("core",),
     ("ports",),
     ("clock",),  # gives a `ports.Clock`, and hands out its timer handles
-    ("admission", "stores", "ledger"),
+    ("ledger",),  # stores examine what it has kept in them
+    ("admission", "stores"),
     ("limiter", "governor", "limits", "provider", "pool"),
     ("session",),  # its runs take slots, streams and tools
     ("agents",),  # work on what a session gives them
