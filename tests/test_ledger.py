@@ -85,6 +85,10 @@ async def test_evidence_is_short_and_holds_no_key() -> None:
         "429 too_many_concurrent_requests: slow down"
     )
     assert len(shown("so much " * 99)) == MOST_EVIDENCE
+    ledger = Ledger(MemoryStore(), VirtualClock(), ["open sesame"])
+    await ledger.start({}, {})
+    ledger.note("p", 1, Cause("429", "the key open sesame is busy"))
+    assert await told(ledger, "p") == [("429", None, 1, "the key *** is busy")]
 
 
 async def test_what_parts_make_by_themselves_is_no_change() -> None:
@@ -222,6 +226,7 @@ async def step(il: Interlock, path: Path, random: Random) -> None:
 
 async def agree(il: Interlock) -> None:
     """Every limit that was ever changed is what its changes, one after the other, lead to."""
+    assert il.ledger is not None
     in_force = {name: one.capacity for name, one in il.admission.limits().items()}
     known = il.ledger.known()
     assert {name: known.get(name) for name in in_force} == in_force

@@ -43,11 +43,12 @@ class Interlock:
 
     All parts are over one ``admission``, and so are their numbers. Where the configuration names a server as
     its ``coordination``, that is the server's: it keeps the limits, the providers and what is remembered of
-    both; ``limits`` is None then, and the store is this process's memory.
+    both; ``limits`` and ``ledger`` are None then, and the store is this process's memory.
     """
 
     admission: LocalAdmission | RemoteAdmission
     limits: FleetLimits | None
+    ledger: Ledger | None
     limiter: ConcurrencyLimiter
     governor: ConcurrencyGovernor
     gate: ProviderGate
@@ -113,7 +114,7 @@ class Interlock:
         self.admission = RemoteAdmission(config.coordination, token=None if token is None else token.reveal())
         opened.push_async_callback(self.admission.aclose)
         await self.admission.refresh()  # now rather than at the first call: a wrong URL or token shows
-        self.limits = None
+        self.limits = self.ledger = None
         given = {name: number for name, number in _capacities(config).items() if number is not None}
         slots: dict[str, Any] = {f"max_parallel_{name}": given[name] for name in FLEET[:2] if name in given}
         layers: dict[str, Any] = {f"max_{name}": given[name] for name in FLEET[2:] if name in given}
@@ -125,9 +126,10 @@ class Interlock:
     async def _open_here(self, config: Config, opened: AsyncExitStack) -> None:
         self.admission = LocalAdmission()
         opened.push_async_callback(self.admission.aclose)
-        self.ledger = Ledger(self.store, SystemClock())
-        opened.push_async_callback(self.ledger.aclose)
-        self.limits = FleetLimits(self.admission, self.store, self.ledger)
+        keys = [one.api_key.reveal() for one in config.providers.values() if one.api_key is not None]
+        ledger = self.ledger = Ledger(self.store, SystemClock(), keys)
+        opened.push_async_callback(ledger.aclose)
+        self.limits = FleetLimits(self.admission, self.store, ledger)
         await self.limits.load(_capacities(config))
         self.limiter = ConcurrencyLimiter(admission=self.admission)
         self.governor = ConcurrencyGovernor(admission=self.admission)
@@ -135,7 +137,7 @@ class Interlock:
         self.gate = ProviderGate(
             admission=self.admission,
             settings=self.store,
-            ledger=self.ledger,
+            ledger=ledger,
             policies={provider.id: _policy(provider) for provider in providers},
             usage_sources={
                 provider.id: source
@@ -159,7 +161,7 @@ class Interlock:
             await self._hear(provider, preset=True)
         said = {f"provider:{provider.id}": provider.limit for provider in providers} | _capacities(config)
         in_force = {name: one.capacity for name, one in self.admission.limits().items()}
-        await self.ledger.start(in_force, said)
+        await ledger.start(in_force, said)
 
     async def apply(self, config: Config) -> None:
         """Take over the limits and cooldowns that are new in *config*; the rest counts at the next start.

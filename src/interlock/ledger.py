@@ -72,10 +72,14 @@ class _Head(NamedTuple):
 
 
 class Ledger:
-    """The changes of every limit, kept in *settings*. Nothing is noted before `start`."""
+    """The changes of every limit, kept in *settings*. Nothing is noted before `start`.
 
-    def __init__(self, settings: Settings, clock: Clock) -> None:
+    *secrets* never stand in any evidence, whatever they look like.
+    """
+
+    def __init__(self, settings: Settings, clock: Clock, secrets: Iterable[str] = ()) -> None:
         self._settings = settings
+        self._secrets = sorted(filter(None, secrets), key=len, reverse=True)
         self._clock = clock
         self._heads: dict[str, _Head] = {}
         self._pending: deque[tuple[str, Change]] = deque()
@@ -107,7 +111,10 @@ class Ledger:
         head = self._heads.get(name, _Head())
         if not self._started or new == head.new or name.startswith(_ELSEWHERE):
             return
-        change = Change(head.number + 1, self._clock.now(), cause.by, head.new, new, shown(cause.evidence))
+        evidence = cause.evidence
+        for secret in self._secrets:
+            evidence = evidence.replace(secret, "***")
+        change = Change(head.number + 1, self._clock.now(), cause.by, head.new, new, shown(evidence))
         self._heads[name] = _Head(change.number, new)
         self._pending.append((name, change))
         if len(self._pending) > _MOST_PENDING:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gateways import answer, call, upstream
+from interlock import ProviderGate, RemoteAdmission
 from processes import serve
 from shells import Shell
 
@@ -58,6 +59,28 @@ async def test_who_changed_what_and_why(
         assert "known are: global, my.llm, runs" in await shell.refuses(1, "limits", "history", "nope")
         for query in ("limit=0", "before=x", "limit=-1"):
             assert (await call(server.url, "GET", f"/limits/tools/history?{query}")).status == 400
+
+
+async def test_a_process_that_shares_the_limits_is_noted(tmp_path: Path) -> None:
+    """What it makes of a limit or of a provider's, and the 429 that it tells of."""
+    async with serve(tmp_path, CONFIG.format(url="http://127.0.0.1:9")) as server:
+        remote = RemoteAdmission(server.url)
+        try:
+            await remote.set_limit("gpu", 2)
+            await remote.remove_limit("gpu")
+            gate = ProviderGate(admission=remote)
+            await gate.set_limit("my.llm", 5)
+            gate.report_rate_limit("my.llm", 0.01)
+            await remote.refresh()
+            for name, changes in {
+                "gpu": [("client", 2, None), ("client", None, 2)],
+                "my.llm": [("429", 5, 4), ("client", 3, 5), ("file", None, 3)],
+            }.items():
+                found = (await call(server.url, "GET", f"/limits/{name}/history")).json["changes"]
+                assert [(one["by"], one["old"], one["new"]) for one in found] == changes
+            assert found[0]["evidence"] == "concurrency, told by a client"
+        finally:
+            await remote.aclose()
 
 
 async def test_a_429_is_noted_with_its_words(tmp_path: Path) -> None:
