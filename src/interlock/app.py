@@ -17,6 +17,7 @@ from interlock.config import Config, load_config
 from interlock.core.sessions import Retention
 from interlock.errors import InvalidOperation, ValidationError
 from interlock.governor import ConcurrencyGovernor
+from interlock.ledger import Cause, Ledger
 from interlock.limiter import ConcurrencyLimiter
 from interlock.limits import FLEET, FleetLimits, Heard
 from interlock.pool import AgentPool
@@ -42,11 +43,12 @@ class Interlock:
 
     All parts are over one ``admission``, and so are their numbers. Where the configuration names a server as
     its ``coordination``, that is the server's: it keeps the limits, the providers and what is remembered of
-    both; ``limits`` is None then, and the store is this process's memory.
+    both; ``limits`` and ``ledger`` are None then, and the store is this process's memory.
     """
 
     admission: LocalAdmission | RemoteAdmission
     limits: FleetLimits | None
+    ledger: Ledger | None
     limiter: ConcurrencyLimiter
     governor: ConcurrencyGovernor
     gate: ProviderGate
@@ -112,7 +114,7 @@ class Interlock:
         self.admission = RemoteAdmission(config.coordination, token=None if token is None else token.reveal())
         opened.push_async_callback(self.admission.aclose)
         await self.admission.refresh()  # now rather than at the first call: a wrong URL or token shows
-        self.limits = None
+        self.limits = self.ledger = None
         given = {name: number for name, number in _capacities(config).items() if number is not None}
         slots: dict[str, Any] = {f"max_parallel_{name}": given[name] for name in FLEET[:2] if name in given}
         layers: dict[str, Any] = {f"max_{name}": given[name] for name in FLEET[2:] if name in given}
@@ -124,7 +126,10 @@ class Interlock:
     async def _open_here(self, config: Config, opened: AsyncExitStack) -> None:
         self.admission = LocalAdmission()
         opened.push_async_callback(self.admission.aclose)
-        self.limits = FleetLimits(self.admission, self.store)
+        keys = [one.api_key.reveal() for one in config.providers.values() if one.api_key is not None]
+        ledger = self.ledger = Ledger(self.store, SystemClock(), keys)
+        opened.push_async_callback(ledger.aclose)
+        self.limits = FleetLimits(self.admission, self.store, ledger)
         await self.limits.load(_capacities(config))
         self.limiter = ConcurrencyLimiter(admission=self.admission)
         self.governor = ConcurrencyGovernor(admission=self.admission)
@@ -132,6 +137,7 @@ class Interlock:
         self.gate = ProviderGate(
             admission=self.admission,
             settings=self.store,
+            ledger=ledger,
             policies={provider.id: _policy(provider) for provider in providers},
             usage_sources={
                 provider.id: source
@@ -153,6 +159,9 @@ class Interlock:
         await self._heard.load()
         for provider in providers:
             await self._hear(provider, preset=True)
+        said = {f"provider:{provider.id}": provider.limit for provider in providers} | _capacities(config)
+        in_force = {name: one.capacity for name, one in self.admission.limits().items()}
+        await ledger.start(in_force, said)
 
     async def apply(self, config: Config) -> None:
         """Take over the limits and cooldowns that are new in *config*; the rest counts at the next start.
@@ -175,7 +184,7 @@ class Interlock:
         where none was set at run time."""
         key, cooldowns = f"provider:{provider.id}", _cooldowns(provider)
         if self._heard.differs(f"{key}:limit", provider.limit):
-            await self.gate.set_limit(provider.id, provider.limit)
+            await self.gate.set_limit(provider.id, provider.limit, cause=Cause("file"))
         if self._heard.differs(f"{key}:cooldown", cooldowns):
             cooldown, cancelled, failed = (None, None, None) if preset else cooldowns
             await self.gate.set_cooldown(provider.id, cooldown, cancelled=cancelled, failed=failed)

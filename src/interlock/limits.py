@@ -13,11 +13,13 @@ import msgspec
 
 from interlock.core.model import UNLIMITED
 from interlock.errors import InterlockError, InvalidOperation
+from interlock.ledger import OPERATOR, Cause
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from interlock.admission.local import LocalAdmission
+    from interlock.ledger import Ledger
     from interlock.ports import Settings
 
 log = logging.getLogger(__name__)
@@ -54,12 +56,13 @@ class Heard:
 
 
 class FleetLimits:
-    """Limits of *admission* that can be set at run time; *settings* remember them."""
+    """Limits of *admission* that can be set at run time; *settings* remember them, *ledger* each change."""
 
-    def __init__(self, admission: LocalAdmission, settings: Settings) -> None:
+    def __init__(self, admission: LocalAdmission, settings: Settings, ledger: Ledger | None = None) -> None:
         self._admission = admission
         self._settings = settings
         self._heard = Heard(settings)
+        self.ledger = ledger
 
     async def load(self, file: Mapping[str, int | None]) -> None:
         """Take over what the *file* says, by name, and what was set at run time before."""
@@ -80,13 +83,21 @@ class FleetLimits:
             await self._heard.note(name, capacity)
             return news
         settings = self._current(name) | {"capacity": capacity}
-        self._admission.configure(name, **settings)
+        self._configure(name, settings, Cause("file"))
         if await self._settings.get(PREFIX + name) is not None:
             await self._settings.set(PREFIX + name, _text(settings))
         await self._heard.note(name, capacity)
+        await self._noted()
         return news
 
-    async def set(self, name: str, capacity: int | None, *, cooldown: float | None = None) -> None:
+    async def set(
+        self,
+        name: str,
+        capacity: int | None,
+        *,
+        cooldown: float | None = None,
+        cause: Cause = OPERATOR,
+    ) -> None:
         """The operator says so; in force at once. Returns when it is durable.
 
         *cooldown* is in seconds; None leaves it as it is. A limit that is not there is made. Raises
@@ -98,8 +109,18 @@ class FleetLimits:
         settings = self._current(name) | {"capacity": capacity}
         if cooldown is not None:
             settings |= {"cooldown": cooldown, "cooldown_cancelled": None, "cooldown_failed": None}
-        self._admission.configure(name, **settings)
+        self._configure(name, settings, cause)
         await self._settings.set(PREFIX + name, _text(settings))
+        await self._noted()
+
+    def _configure(self, name: str, settings: dict[str, Any], cause: Cause) -> None:
+        self._admission.configure(name, **settings)
+        if self.ledger is not None:
+            self.ledger.note(name, settings["capacity"], cause)
+
+    async def _noted(self) -> None:
+        if self.ledger is not None:
+            await self.ledger.written()
 
     def _current(self, name: str) -> dict[str, Any]:
         """What `LocalAdmission.configure` would have to be told to leave *name* as it is."""

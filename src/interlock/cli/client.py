@@ -9,9 +9,12 @@ from urllib.parse import quote
 
 import httpx2
 
+from interlock import __version__
 from interlock.config import load_config
 from interlock.errors import InterlockError, Unavailable, ValidationError
 
+AGENT = f"interlock-cli/{__version__}"
+"""What a server notes of who changed something."""
 TIMEOUT = 5.0
 """Seconds for a connection, and for an answer unless the command asks for something that takes longer."""
 
@@ -32,7 +35,7 @@ def client(url: str, *, timeout: float = TIMEOUT) -> httpx2.AsyncClient:
     """Connections to *url* that show the token and wait *timeout* seconds for every piece of an answer."""
     token = os.environ.get("INTERLOCK_TOKEN")
     return httpx2.AsyncClient(
-        headers={"authorization": f"Bearer {token}"} if token else {},
+        headers={"user-agent": AGENT} | ({"authorization": f"Bearer {token}"} if token else {}),
         trust_env=False,
         verify=not url.startswith("http://"),  # certificates take long to load, and are not looked at there
         timeout=httpx2.Timeout(TIMEOUT, read=timeout),

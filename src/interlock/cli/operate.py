@@ -15,6 +15,7 @@ from interlock.cli.status import others, table
 from interlock.config import parse_capacity, parse_duration
 
 limits_app = App(name="limits")
+limits_app.command("interlock.cli.history:history", name="history")
 cooldown_app = App(name="cooldown")
 
 

@@ -23,11 +23,13 @@ from interlock.config import Config
 from interlock.errors import InterlockError, ValidationError
 from interlock.http.app import create_app
 from interlock.http.control import Fleet
+from interlock.http.doctor import Doctor
 from interlock.http.gateway.call import GatewayProvider
 from interlock.http.gateway.proxy import Gateway
 from interlock.http.gateway.upstream import HttpUpstream
 from interlock.http.permits.desk import PermitDesk
 from interlock.provider.signals import WORDINGS, Wording
+from interlock.stores.expected import Expected
 from interlock.telemetry.logs import log_to
 
 if TYPE_CHECKING:
@@ -84,6 +86,7 @@ async def run(config: Config, file: ConfigFile) -> int:
         assert isinstance(fleet.admission, LocalAdmission)
         assert fleet.limits is not None
         desk = PermitDesk(fleet.admission, fleet.store)
+        desk.ledger = fleet.ledger
         await desk.load()
         stack.push_async_callback(desk.aclose)
         upstream = HttpUpstream()
@@ -98,7 +101,9 @@ async def run(config: Config, file: ConfigFile) -> int:
             max_body=config.gateway.max_body,
         )
         shown = Fleet(fleet.limits, fleet.limiter, fleet.governor, fleet.pools)
-        server = _Server(create_app(fleet.gate, gateway, config.server, desk, shown, fleet.sessions))
+        expected = Expected(tuple(config.agents), config.retention.max_events_per_session)
+        doctor = Doctor(fleet.gate, fleet.ledger, fleet.store, expected)
+        server = _Server(create_app(fleet.gate, gateway, config.server, desk, shown, fleet.sessions, doctor))
         await fleet.sessions.recover()
         stopping = _Stopping(server, gateway, desk, fleet.sessions)
         stopping.install()

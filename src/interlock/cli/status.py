@@ -12,7 +12,19 @@ from rich.table import Table
 from interlock.cli.client import default_url, fetch
 from interlock.cli.output import Json
 
-_WORDS = {"provider", "limit", "state", "waiter", "owner", "for", "session", "agent", "run", "status", "note"}
+_WORDS = {
+    "provider",
+    "limit",
+    "state",
+    "waiter",
+    "owner",
+    "for",
+    "session",
+    "agent",
+    "run",
+    "status",
+    "note",
+} | {"change", "by", "evidence"}
 _WHOLE = {"run", "status", "age", "waited", "took"}
 
 

@@ -10,8 +10,10 @@ from starlette.applications import Starlette
 from interlock.admission.wire import PATH as CONNECT
 from interlock.http.concurrency import concurrency_routes
 from interlock.http.control import routes
+from interlock.http.doctor import Doctor, doctor_routes
 from interlock.http.events import EventStreams, event_routes
 from interlock.http.guard import Guard
+from interlock.http.ledger import ledger_routes
 from interlock.http.metrics import metrics_routes
 from interlock.http.permits.desk import PermitDesk
 from interlock.http.permits.routes import permit_routes
@@ -43,6 +45,7 @@ def create_app(
     desk: PermitDesk | None = None,
     fleet: Fleet | None = None,
     sessions: Sessions | None = None,
+    doctor: Doctor | None = None,
 ) -> App:
     """The server's application; it takes no part in uvicorn's lifespan: the fleet outlives it.
 
@@ -61,6 +64,8 @@ def create_app(
 
     control = Starlette(
         routes=[
+            *ledger_routes(gate, fleet),
+            *doctor_routes(doctor or Doctor(gate)),
             *routes(gate, fleet, ready),
             *concurrency_routes(gate),
             *permit_routes(desk),

@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 
 from interlock.errors import InterlockError, Unavailable
+from interlock.http.ledger import operator
 from interlock.http.problems import MOST_BYTES, json
 
 if TYPE_CHECKING:
@@ -91,14 +92,14 @@ class _Routes:
     async def set_limit(self, request: Request) -> Response:
         gate, provider_id = self._service(), request.path_params["id"]
         limit = _member(await _body(request), "limit", 1, NOT_A_LIMIT)
-        await gate.set_limit(provider_id, limit)
+        await gate.set_limit(provider_id, limit, cause=operator(request))
         return json({"providerId": provider_id, "limit": limit})
 
     async def remove_limit(self, request: Request) -> Response:
         gate, provider_id = self._service(), request.path_params["id"]
         if gate.get_limit(provider_id) is None:
             raise _Refused(404, NO_LIMIT)
-        await gate.remove_limit(provider_id)
+        await gate.remove_limit(provider_id, cause=operator(request))
         return json({"ok": True, "providerId": provider_id})
 
     async def cooldown(self, request: Request) -> Response:

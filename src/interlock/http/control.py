@@ -12,6 +12,7 @@ from starlette.routing import Route
 
 from interlock.config import MAX_CAPACITY
 from interlock.errors import Unavailable
+from interlock.http.ledger import operator
 from interlock.http.problems import NotFound, answering, json, read_body
 
 if TYPE_CHECKING:
@@ -103,14 +104,15 @@ class _Routes:
     async def set_limit(self, request: Request) -> Response:
         name = request.path_params["name"]
         body = await read_body(request, LimitBody)
+        cause = operator(request)
         cooldown = None if isinstance(body.cooldown_ms, UnsetType) else body.cooldown_ms / 1000
         if name.startswith(PROVIDER):
             provider_id = name.removeprefix(PROVIDER)
-            await self._gate.set_limit(provider_id, body.capacity)
+            await self._gate.set_limit(provider_id, body.capacity, cause=cause)
             if cooldown is not None:
                 await self._gate.set_cooldown(provider_id, cooldown)
         else:
-            await self._fleet.limits.set(name, body.capacity, cooldown=cooldown)
+            await self._fleet.limits.set(name, body.capacity, cooldown=cooldown, cause=cause)
         return json(_limit(self._gate.admission.limits()[name]))
 
     async def limiter_status(self, request: Request) -> Response:

@@ -24,6 +24,8 @@ from interlock.admission.validation import check_capacity, check_seconds
 from interlock.core import headroom as headrooms
 from interlock.core.headroom import Headroom
 from interlock.errors import AcquireTimeout, Unavailable, ValidationError
+from interlock.ledger import OPERATOR, START, Cause
+from interlock.provider.in_force import InForce
 from interlock.provider.persistence import CooldownSetting, SettingsWriter, Shared
 from interlock.provider.policy import (
     LONGEST_PAUSE,
@@ -41,6 +43,7 @@ from interlock.provider.watchdog import Watchdog
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from interlock.ledger import Ledger
     from interlock.ports import Admission, Clock, Fenced, Settings, UsageSource
     from interlock.provider.signals import Reason
 
@@ -51,7 +54,7 @@ _READS_WITHIN = 1.0
 _CLOSES_WITHIN = 10.0
 
 
-class ProviderGate:
+class ProviderGate(InForce):
     """Limits the calls in flight at each provider; see `ProviderPolicy` for the times.
 
     Args:
@@ -59,6 +62,7 @@ class ProviderGate:
         admission: shared with other parts, so that one request can claim a provider and other limits at once.
         fetch_usage: asks a provider what it counts; with it, waiters go only as the provider has room.
         settings: where limits, reductions and cooldowns survive a restart; loaded before the first grant.
+        ledger: is told every change of a limit.
         policies, usage_sources: for single providers, in place of the times and *fetch_usage* given here.
         on_pause, on_limit_reduced, on_reclaim: called after the state has changed; what they raise is logged.
     """
@@ -78,6 +82,7 @@ class ProviderGate:
         admission: Admission | None = None,
         fetch_usage: UsageSource | None = None,
         settings: Settings | None = None,
+        ledger: Ledger | None = None,
         default_cooldown: float = 0.35,
         default_pause: float = 30.0,
         slot_timeout: float = 300.0,
@@ -114,6 +119,7 @@ class ProviderGate:
         self._fetch_usage = fetch_usage
         self._usage_sources = dict(usage_sources or {})
         self._writer = None if settings is None else SettingsWriter(settings, self.clock)
+        self._ledger = ledger
         self._loaded = settings is None
         self._loading = Shared(self._load)
         self._on_pause = on_pause
@@ -193,11 +199,13 @@ class ProviderGate:
         *,
         permit: Fenced | None = None,
         reason: Reason = "concurrency",
+        evidence: str = "",
     ) -> None:
         """The provider answered "too much": pause it for *retry_after* seconds (default: ``default_pause``).
 
         ``concurrency`` also cuts the limit by one: once an episode when the *permit* is given under which the
         answer came, always without it. ``rate``, ``overload`` and ``quota`` only pause. A pause only grows.
+        *evidence* is what the provider said, for the ledger.
         """
         if reason not in REASONS:
             raise ValidationError(f"reason is {reason!r}; allowed are {', '.join(REASONS)}")
@@ -215,7 +223,7 @@ class ProviderGate:
             provider.headroom = headrooms.cut(before, self.admission.kernel.fence, fence)
         self._schedule_recovery(provider)
         if provider.headroom is not before:
-            self._apply(provider)
+            self._apply(provider, Cause("429", evidence or f"{reason}, reported without its words"))
         if provider.record() != known:
             self._note(provider)
         if self._on_pause is not None:
@@ -237,21 +245,21 @@ class ProviderGate:
 
     # -- settings
 
-    async def set_limit(self, provider_id: str, limit: int | None) -> None:
+    async def set_limit(self, provider_id: str, limit: int | None, *, cause: Cause = OPERATOR) -> None:
         """The operator's limit, in force at once; forgets any reduction. Returns when it is durable."""
         if limit is None:
-            await self.remove_limit(provider_id)
+            await self.remove_limit(provider_id, cause=cause)
             return
         check_capacity(f"provider:{provider_id}", limit)
         await self.load()
-        await self._change(provider_id, headrooms.configured(limit))
+        await self._change(provider_id, headrooms.configured(limit), cause)
 
-    async def remove_limit(self, provider_id: str) -> bool:
+    async def remove_limit(self, provider_id: str, *, cause: Cause = OPERATOR) -> bool:
         """Count *provider_id* without a limit: its pause ends and all who wait go. False if it had none."""
         await self.load()
         known = self.get_limit(provider_id) is not None
         self.resume(provider_id)
-        await self._change(provider_id, Headroom())
+        await self._change(provider_id, Headroom(), cause)
         return known
 
     def preset(
@@ -268,17 +276,7 @@ class ProviderGate:
         provider.headroom = headrooms.configured(limit)
         provider.preset_limit = limit
         provider.preset_cooldown = CooldownSetting(cooldown, cancelled, failed)
-        self._apply(provider)
-
-    def get_limit(self, provider_id: str) -> int | None:
-        """The limit in force."""
-        provider = self._providers.get(provider_id)
-        return None if provider is None else provider.headroom.effective
-
-    def limits(self) -> dict[str, int]:
-        """Every limit in force."""
-        limits = {name: provider.headroom.effective for name, provider in self._providers.items()}
-        return {name: limit for name, limit in sorted(limits.items()) if limit is not None}
+        self._apply(provider, Cause("file"))
 
     async def set_cooldown(
         self,
@@ -299,18 +297,6 @@ class ProviderGate:
         provider.cooldown = None if cooldown is None else CooldownSetting(cooldown, cancelled, failed)
         self._apply(provider)
         await self._save(provider)
-
-    def get_cooldown(self, provider_id: str) -> float | None:
-        """Seconds; None when neither a limit nor a cooldown was set."""
-        return self.cooldowns().get(provider_id)
-
-    def cooldowns(self) -> dict[str, float]:
-        """The cooldown in force of every provider that has a limit or a cooldown of its own."""
-        return {
-            name: provider.cooldown_in_force.success
-            for name, provider in sorted(self._providers.items())
-            if provider.cooldown is not None or provider.headroom.effective is not None
-        }
 
     async def load(self) -> None:
         """Take over what an earlier gate left in *settings*; done once, before the first grant."""
@@ -404,7 +390,7 @@ class ProviderGate:
             self._apply(provider)
         return provider
 
-    def _apply(self, provider: Provider) -> None:
+    def _apply(self, provider: Provider, cause: Cause = START) -> None:
         cooldown = provider.cooldown_in_force
         limit = provider.headroom.effective
         self.admission.configure(
@@ -415,15 +401,22 @@ class ProviderGate:
             cooldown_failed=cooldown.failed,
             gated=limit is not None and provider.poller is not None,
         )
+        if self._ledger is not None:
+            self._ledger.note(provider.limit_name, limit, cause)
 
-    async def _change(self, provider_id: str, headroom: Headroom) -> None:
+    async def _change(self, provider_id: str, headroom: Headroom, cause: Cause) -> None:
         provider = self._provider(provider_id)
+        before = provider.headroom
+        if cause.by == "operator" and before.reduced and before.configured == headroom.configured:
+            cause = cause._replace(by="restore")
         provider.headroom = replace(headroom, cut_fence=provider.headroom.cut_fence)
         provider.operator_limit = headroom.configured
         provider.removed = headroom.configured is None and provider.preset_limit is not None
         self._schedule_recovery(provider)
-        self._apply(provider)
+        self._apply(provider, cause)
         await self._save(provider)
+        if self._ledger is not None:
+            await self._ledger.written()
 
     async def _save(self, provider: Provider) -> None:
         if self._writer is not None:
@@ -445,6 +438,6 @@ class ProviderGate:
     def _recover(self, provider: Provider) -> None:
         provider.recovery = None
         provider.headroom = headrooms.recover(provider.headroom)
-        self._apply(provider)
+        self._apply(provider, Cause("recovery", f"no 429 for {provider.policy.recovery_window:g} s"))
         self._note(provider)
         self._schedule_recovery(provider)

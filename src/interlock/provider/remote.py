@@ -15,6 +15,7 @@ from interlock.admission.permit import DEFAULT_TIMEOUT, Acquisition, Permit
 from interlock.admission.readings import LimitReading
 from interlock.admission.validation import check_capacity
 from interlock.errors import InvalidOperation, Unavailable, ValidationError
+from interlock.ledger import OPERATOR, Cause
 from interlock.provider.gate import ProviderGate
 from interlock.provider.policy import check_cooldowns, check_pause, check_provider
 from interlock.provider.signals import REASONS
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from interlock.provider.signals import Reason
 
 PREFIX = "provider:"
+_CLIENT = Cause("client", "a process that shares the limits")
 
 
 class RemoteGate(ProviderGate):
@@ -100,6 +102,7 @@ class RemoteGate(ProviderGate):
         *,
         permit: Fenced | None = None,
         reason: Reason = "concurrency",
+        evidence: str = "",
     ) -> None:
         """See `ProviderGate.report_rate_limit`. What is asked for after this waits behind the pause."""
         if reason not in REASONS:
@@ -133,14 +136,14 @@ class RemoteGate(ProviderGate):
 
     # -- settings
 
-    async def set_limit(self, provider_id: str, limit: int | None) -> None:
-        """See `ProviderGate.set_limit`."""
+    async def set_limit(self, provider_id: str, limit: int | None, *, cause: Cause = OPERATOR) -> None:
+        """See `ProviderGate.set_limit`; the server knows who we are."""
         check_provider(provider_id)
         if limit is not None:
             check_capacity(PREFIX + provider_id, limit)
         await self.admission.call("gate", "set_limit", provider_id, {"limit": limit}, None)
 
-    async def remove_limit(self, provider_id: str) -> bool:
+    async def remove_limit(self, provider_id: str, *, cause: Cause = OPERATOR) -> bool:
         """See `ProviderGate.remove_limit`."""
         check_provider(provider_id)
         known: bool = await self.admission.call("gate", "remove_limit", provider_id, {}, None)
@@ -257,8 +260,8 @@ class ServedGate:
             "report": partial(self._report, reason=reason or "concurrency"),
             "pause": gate.pause,
             "resume": gate.resume,
-            "set_limit": gate.set_limit,
-            "remove_limit": gate.remove_limit,
+            "set_limit": partial(gate.set_limit, cause=_CLIENT),
+            "remove_limit": partial(gate.remove_limit, cause=_CLIENT),
             "set_cooldown": gate.set_cooldown,
         }
         try:
@@ -273,6 +276,8 @@ class ServedGate:
         gate = self._gate
         permit = None if fence is None else _Granted(fence)
         before = gate.get_limit(provider_id)
-        gate.report_rate_limit(provider_id, retry_after, permit=permit, reason=reason)
+        gate.report_rate_limit(
+            provider_id, retry_after, permit=permit, reason=reason, evidence=f"{reason}, told by a client"
+        )
         until = gate.reading(provider_id).paused_until or gate.clock.now()
         return until - gate.clock.now(), before, gate.get_limit(provider_id)

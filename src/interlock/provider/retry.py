@@ -53,7 +53,9 @@ def report_refusal(gate: ProviderGate, provider_id: str, permit: Permit, signal:
     if pause is None and signal.reason == "overload":
         pause = _OVERLOAD_PAUSE
     log.info("%s said too much (%s): %s", provider_id, signal.reason, signal.message)
-    gate.report_rate_limit(provider_id, pause, permit=permit, reason=signal.reason)
+    said = " ".join(filter(None, (f"{signal.status or ''}", signal.code)))
+    evidence = ": ".join(filter(None, (said, signal.message)))
+    gate.report_rate_limit(provider_id, pause, permit=permit, reason=signal.reason, evidence=evidence)
 
 
 def helps_to_retry(

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from itertools import islice
@@ -68,6 +68,7 @@ class RateLimitSignal:
     retry_after: float | None = None
     code: str | None = None
     message: str | None = None
+    status: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -417,7 +418,7 @@ def classify(
     noise = ("", "error", "none", f"{status}")  # shells and repetitions, no code to show
     shown = [match.code] if match and match.code else [c for c in codes if c.lower() not in noise]
     clean = (_clean(text, 300) for text in texts if not text.lstrip().startswith("<"))
-    return RateLimitSignal(reason, wait, next(iter(shown), None), next(filter(None, clean), None))
+    return RateLimitSignal(reason, wait, next(iter(shown), None), next(filter(None, clean), None), status)
 
 
 def _attribute(thing: object, name: str) -> Any:

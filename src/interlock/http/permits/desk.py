@@ -16,6 +16,7 @@ from interlock.errors import InvalidOperation, PermitLost, StaleFence
 from interlock.http.permits.asking import Asking, at_once
 from interlock.http.permits.leases import LeaseRecord
 from interlock.http.problems import NotFound, encoded
+from interlock.ledger import Cause
 from interlock.limits import PREFIX
 from interlock.provider.remote import PREFIX as GATED
 
@@ -24,11 +25,13 @@ if TYPE_CHECKING:
 
     from interlock.admission.local import LocalAdmission
     from interlock.core import model
+    from interlock.ledger import Ledger
     from interlock.ports import Settings
     from interlock.provider.remote import ServedGate
     from interlock.provider.signals import Reason
 
 _DAY_US = 86_400_000_000
+_CLIENT = Cause("client", "a process that shares the limits")
 _VIEW_SECONDS = 0.25
 """For so long one view is shown to everybody."""
 
@@ -48,6 +51,8 @@ class PermitDesk:
         """Lent permits that wait for their units; they do so even while their client is not connected."""
         self.gate: ServedGate | None = None
         """What keeps the limits of providers, where there is one."""
+        self.ledger: Ledger | None = None
+        """Told what clients make of limits."""
         self._store = store
         self._takers: dict[model.Permit, set[object]] = {}
         self._unsafe: dict[str, float] = {}
@@ -126,6 +131,7 @@ class PermitDesk:
         if self.gate is not None and name.startswith(GATED):
             raise InvalidOperation(f"the limit {name!r} is the gate's: use ProviderGate.set_limit")
         self.admission.configure(name, **settings)
+        self._note(name, settings["capacity"])
         self.hold_back((name,))
         return self._store.set(PREFIX + name, encoded(settings).decode())
 
@@ -135,9 +141,14 @@ class PermitDesk:
         One that the configuration has comes back at the next start.
         """
         at_once(self.admission.remove_limit(name))
+        self._note(name, None)
         if name in self._unsafe:
             self._unpaused.add(name)  # should it be made again
         return self._store.delete(PREFIX + name)
+
+    def _note(self, name: str, capacity: int | None) -> None:
+        if self.ledger is not None:
+            self.ledger.note(name, capacity, _CLIENT)
 
     # -- permits
 

@@ -46,7 +46,7 @@ def migrate(db: sqlite3.Connection, path: Path, migrations: list[Migration]) -> 
         )
         select = "SELECT version, name, sha256 FROM schema_migrations ORDER BY version"
         applied = db.execute(select).fetchall()
-        _check_history(applied, path, migrations)
+        check_history(applied, path, migrations)
         for migration in migrations[len(applied) :]:
             for statement in statements(migration.sql):
                 db.execute(statement)
@@ -56,7 +56,7 @@ def migrate(db: sqlite3.Connection, path: Path, migrations: list[Migration]) -> 
             )
 
 
-def _check_history(applied: list[tuple[int, str, str]], path: Path, migrations: list[Migration]) -> None:
+def check_history(applied: list[tuple[int, str, str]], path: Path, migrations: list[Migration]) -> None:
     """What was applied must be what this code would have applied, from the first on."""
     if applied and applied[-1][0] > migrations[-1].version:
         found, known = applied[-1][0], migrations[-1].version

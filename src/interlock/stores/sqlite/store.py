@@ -219,6 +219,11 @@ class SQLiteStore:
                 events += gone
         return Pruned(len(hidden), removed, events)
 
+    @property
+    def path(self) -> Path:
+        """The database file."""
+        return self._writer.path
+
     async def aclose(self) -> None:
         """Finish what has been asked for, then close the file and give up its lock.
 

@@ -30,7 +30,7 @@ class Writer:
     """The thread that owns the connection: jobs in their order, answers to their event loops."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path.absolute()  # the working directory may change
+        self.path = path.absolute()  # the working directory may change
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         # Guards the three below. Without it a job could be queued behind the last one that the
         # thread takes, and its caller would wait for ever.
@@ -75,12 +75,12 @@ class Writer:
     def _main(self, ready: Reply) -> None:
         failure: Exception = Unavailable("the store is closed")
         try:
-            with locked(self._path), closing(connect(self._path)) as db:
-                prepare(db, self._path)
+            with locked(self.path), closing(connect(self.path)) as db:
+                prepare(db, self.path)
                 _deliver([Outcome(ready)])
                 self._serve(db)
         except Exception as error:
-            failure = translated(error, self._path)
+            failure = translated(error, self.path)
         self.stop()
         with self._gate:
             self._ended = True
@@ -94,13 +94,13 @@ class Writer:
         self.hints.tell_all()
 
     def _serve(self, db: sqlite3.Connection) -> None:
-        checkpoints = Checkpoints(db, self._path)
+        checkpoints = Checkpoints(db, self.path)
         while True:
             group = [self._jobs.get()]
             while group[-1] and len(group) < GROUP and not self._jobs.empty():
                 group.append(self._jobs.get())
             jobs = [job for job in group if job]
-            outcomes = commit(db, jobs, self._path)
+            outcomes = commit(db, jobs, self.path)
             self.hints.tell(jobs)
             _deliver(outcomes)
             checkpoints.take()

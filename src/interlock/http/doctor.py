@@ -1,0 +1,124 @@
+"""``GET /doctor``: a running server examines itself, its store with it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from starlette.routing import Route
+
+from interlock import __version__
+from interlock.core.examine import examine
+from interlock.core.findings import Finding
+from interlock.errors import Unavailable
+from interlock.http.problems import answering, json
+from interlock.stores.expected import Expected
+from interlock.stores.memory import MemoryStore
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from interlock.ledger import Ledger
+    from interlock.provider.gate import ProviderGate
+    from interlock.stores.sqlite import SQLiteStore
+
+EXAMINES_WITHIN = 60.0
+"""Seconds that the reading of a database may take."""
+_FEW_FILES = 64
+
+
+class Doctor:
+    """Examines the limits of *gate*, the *ledger* of their changes, the *store*, and this process."""
+
+    def __init__(
+        self,
+        gate: ProviderGate,
+        ledger: Ledger | None = None,
+        store: MemoryStore | SQLiteStore | None = None,
+        expected: Expected = Expected(),  # noqa: B008 - it cannot be changed
+    ) -> None:
+        self._gate = gate
+        self._ledger = ledger
+        self._store = store
+        self._expected = expected
+        self._busy = False
+
+    async def examine(self) -> list[Finding]:
+        """Everything that there is to say. Raises `Unavailable` while an examination is under way."""
+        if self._busy:
+            raise Unavailable("an examination is under way; ask again when it has ended")
+        self._busy = True
+        try:
+            kernel, clock = self._gate.admission.kernel, self._gate.clock
+            limits = examine(kernel, round(clock.now() * 1000))
+            return [*limits, *self._history(), *_files(), *await self._database()]
+        finally:
+            self._busy = False
+
+    def _history(self) -> list[Finding]:
+        """What the ledger says last of a limit is in force."""
+        if self._ledger is None:
+            return []
+        limits, known = self._gate.admission.limits(), self._ledger.known()
+        in_force = {name: limits[name].capacity if name in limits else None for name in known}
+        wrong = [
+            f"{name} is {_said(in_force[name])}, its ledger says {_said(last)}"
+            for name, last in known.items()
+            if in_force[name] != last
+        ]
+        if wrong:
+            remedy = "interlock limits history NAME, then: interlock limits set NAME CAPACITY"
+            return [Finding("error", "limits", "limits and their ledger disagree", "; ".join(wrong), remedy)]
+        return [Finding("ok", "limits", "the ledger leads to the limits in force", f"{len(known)} limits")]
+
+    async def _database(self) -> list[Finding]:
+        store = self._store
+        if store is None or isinstance(store, MemoryStore):
+            return [Finding("ok", "store", "in memory: it ends with the server")]
+        from interlock.stores.sqlite.examine import examine_file  # it needs fcntl
+
+        clock = self._gate.clock
+        until = clock.now() + EXAMINES_WITHIN
+        over = False
+        try:
+            return await asyncio.to_thread(
+                examine_file, store.path, self._expected, lambda: over or clock.now() > until
+            )
+        finally:
+            over = True  # whoever asked has gone: the thread need not read on
+
+
+def doctor_routes(doctor: Doctor) -> list[Route]:
+    """The findings, with the process and the version that they are of."""
+
+    async def answer(request: Request) -> Response:
+        findings = await doctor.examine()
+        return json(
+            {"version": __version__, "pid": os.getpid(), "findings": [asdict(one) for one in findings]}
+        )
+
+    return [Route("/doctor", answering(answer), methods=["GET"])]
+
+
+def _files() -> list[Finding]:
+    """How many more files and connections this process may open."""
+    try:
+        import resource
+
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        used = len(list(Path("/proc/self/fd").iterdir()))
+    except (ImportError, OSError):
+        return []
+    evidence = f"{used} of {most} are open"
+    if 0 <= most < used + _FEW_FILES:
+        remedy = "ulimit -n 65536, in what starts the server, then start it again"
+        return [Finding("error", "server", "it can hardly open another connection", evidence, remedy)]
+    return [Finding("ok", "server", "there are file descriptors left", evidence)]
+
+
+def _said(capacity: int | None) -> str:
+    return "unlimited" if capacity is None else str(capacity)
