@@ -22,6 +22,7 @@ from interlock.app import Interlock, check_supported
 from interlock.cli.reload import ConfigFile, Reloading
 from interlock.config import Config
 from interlock.errors import InterlockError, ValidationError
+from interlock.http.access.book import TokenBook
 from interlock.http.app import create_app
 from interlock.http.control import Fleet
 from interlock.http.gateway.call import GatewayProvider
@@ -94,7 +95,9 @@ async def run(config: Config, file: ConfigFile) -> int:
             max_body=config.gateway.max_body,
         )
         shown = Fleet(fleet.limits, fleet.limiter, fleet.governor, fleet.pools)
-        server = _Server(create_app(fleet.gate, gateway, config.server, desk, shown, fleet.sessions))
+        book = TokenBook(fleet.store, fleet.gate.clock, config.server.token)
+        await book.load()
+        server = _Server(create_app(fleet.gate, gateway, config.server, desk, shown, fleet.sessions, book))
         await fleet.sessions.recover()
         stopping = _Stopping(server, gateway, desk, fleet.sessions)
         stopping.install()
