@@ -171,6 +171,27 @@ async def test_every_route_has_its_scope(monkeypatch: pytest.MonkeyPatch) -> Non
     assert {*TABLE.values()} == {OPEN, *NAMES}
 
 
+def ruled(key: str) -> str:
+    """The scope that the rule gives, of which the table is the long form."""
+    method, _, path = key.partition(" ")
+    first = path.split("/")[1]
+    if first in ("healthz", "readyz"):
+        return OPEN
+    if first == "gateway":
+        return "gateway"
+    if first == "tokens":
+        return "admin"
+    if method == "GET":
+        return "read"
+    return "submit" if first in ("permits", "waiting", "sessions", "runs") else "admin"
+
+
+@pytest.mark.parametrize("key", TABLE)
+def test_the_table_says_what_the_rule_says(key: str) -> None:
+    """To look is ``read``, to work is ``submit``, to change what holds for all is ``admin``."""
+    assert TABLE[key] == ruled(key)
+
+
 async def said(request: Any) -> PlainTextResponse:
     return PlainTextResponse("said")
 

@@ -121,8 +121,9 @@ async def test_a_name_is_taken_once() -> None:
     tokens = book(settings)
     first = asyncio.create_task(tokens.create("a", ("read",)))
     await asyncio.sleep(0)
-    with pytest.raises(InvalidOperation, match="'a' already"):
-        await tokens.create("a", ("admin",))
+    async with asyncio.timeout(1):
+        with pytest.raises(InvalidOperation, match="'a' already"):
+            await tokens.create("a", ("admin",))
     settings.hanging.set()
     assert opens(tokens, (await first)[1]) == {"read"}
 
@@ -453,14 +454,13 @@ def test_what_is_one_address(one: str, other: str, same: bool) -> None:
 
 
 def test_many_addresses_take_no_more_memory() -> None:
-    """The one that failed last is remembered."""
+    """The ones that failed last are remembered."""
     failures = Failures(VirtualClock(), most_addresses=100)
-    for n in range(10_000):
+    for n in range(2_000):
         failures.note(f"10.0.{n >> 8}.{n & 255}")
-        for _ in range(MOST):
-            failures.note("192.168.0.1")
+        failures.note("192.168.0.1")
+        assert (failures.blocked_for("192.168.0.1") > 0) == (n >= MOST - 1)
     assert len(failures) == 100
-    assert failures.blocked_for("192.168.0.1") == 60.0
 
 
 # -- nothing shows -------------------------------------------------------------------------------------------
