@@ -15,6 +15,7 @@ from uvicorn.server import ServerState
 from interlock.admission.local import LocalAdmission
 from interlock.admission.remote import RemoteAdmission
 from interlock.config import ServerConfig
+from interlock.http.access.book import TokenBook
 from interlock.http.app import create_app
 from interlock.http.gateway.proxy import Gateway
 from interlock.http.gateway.upstream import HttpUpstream
@@ -110,6 +111,7 @@ async def hosted(
     store: Settings | None = None,
     token: str | None = None,
     port: int = 0,
+    book: TokenBook | None = None,
 ) -> AsyncIterator[Hosted]:
     """The whole application over *admission*, as ``interlock serve`` sets it up, on a real socket."""
     loop = asyncio.get_running_loop()
@@ -122,7 +124,7 @@ async def hosted(
     upstream = HttpUpstream()
     gate = ProviderGate(admission=admission)
     server_config = ServerConfig(token=None if token is None else Secret(token))
-    app = create_app(gate, Gateway(gate, upstream, {}), server_config, desk, limits)
+    app = create_app(gate, Gateway(gate, upstream, {}), server_config, desk, limits, book=book)
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]
         http="httptools",

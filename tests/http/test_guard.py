@@ -10,8 +10,11 @@ import pytest
 
 from gateways import OK, Header, call, caller, gateway, hosting, upstream
 from interlock.app import is_loopback
+from interlock.clock import SystemClock
+from interlock.http.access.book import TokenBook
 from interlock.http.guard import Guard
 from interlock.secret import Secret
+from interlock.stores import MemoryStore
 
 TOKEN = "t0ken"
 BEARER = (b"authorization", b"Bearer t0ken")
@@ -38,12 +41,13 @@ async def answered(guard: Guard, headers: Sequence[Header], path: str = "/x") ->
     async def receive() -> dict[str, Any]:
         raise AssertionError("the guard reads no body")
 
-    await guard({"type": "http", "path": path, "headers": list(headers)}, receive, send)
+    await guard({"type": "http", "method": "GET", "path": path, "headers": list(headers)}, receive, send)
     return sent
 
 
 def guarded(*hosts: str, token: str | None = None, any_host: bool = False) -> Guard:
-    return Guard(said_yes, hosts=hosts, token=None if token is None else Secret(token), any_host=any_host)
+    book = TokenBook(MemoryStore(), SystemClock(), None if token is None else Secret(token))
+    return Guard(said_yes, hosts=hosts, book=book, any_host=any_host)
 
 
 HOST = (b"host", b"localhost:7411")
@@ -201,7 +205,8 @@ async def test_nothing_else_opens(fields: list[Header], path: str) -> None:
     start, body = await answered(guarded(token=TOKEN), [HOST, *fields], path)
     assert start["status"] == 401
     assert (b"www-authenticate", b"Bearer") in start["headers"]
-    assert (b"content-type", b"application/problem+json") in start["headers"]
+    media = b"application/json" if path.startswith("/gateway/") else b"application/problem+json"
+    assert (b"content-type", media) in start["headers"]
     assert b"t0ken" not in body["body"]
 
 

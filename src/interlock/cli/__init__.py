@@ -35,6 +35,7 @@ app.command("interlock.cli.sessions:interrupt", name="interrupt")
 app.command("interlock.cli.sessions:drain", name="drain")
 app.command("interlock.cli.prune:prune", name="prune")
 app.command("interlock.cli.doctor:doctor", name="doctor")
+app.command("interlock.cli.token:token_app", name="token")
 app.command("interlock.cli.mock_provider:mock_provider", name="mock-provider")
 
 config_app = App(name="config", help="Look at a configuration.")

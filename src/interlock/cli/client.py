@@ -79,13 +79,15 @@ async def fetch(
 def refusal(url: str, response: httpx2.Response) -> InterlockError:
     """What a read *response* that is no success says, as an error of one line."""
     status = response.status_code
-    if status in (401, 403):
-        return Unavailable(f"{url} answered {status}; set INTERLOCK_TOKEN to the server's token")
     try:
         said = response.json()
     except ValueError:
         said = None
     said = said if isinstance(said, dict) else {}
+    if status == 403 and said.get("code") == "insufficient_scope":
+        return Unavailable(f"{url} refuses: {said.get('detail')}, and set INTERLOCK_TOKEN to it")
+    if status in (401, 403):
+        return Unavailable(f"{url} answered {status}; set INTERLOCK_TOKEN to the server's token")
     detail, code = said.get("detail") or said.get("error"), said.get("code")
     detail = " ".join(detail.split()) if isinstance(detail, str) else f"{url} answered {status}"
     code = code if isinstance(code, str) else None

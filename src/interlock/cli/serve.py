@@ -21,6 +21,7 @@ from interlock.app import Interlock, check_supported
 from interlock.cli.reload import ConfigFile, Reloading
 from interlock.config import Config
 from interlock.errors import InterlockError, ValidationError
+from interlock.http.access.book import TokenBook
 from interlock.http.app import create_app
 from interlock.http.control import Fleet
 from interlock.http.doctor import Doctor
@@ -103,7 +104,11 @@ async def run(config: Config, file: ConfigFile) -> int:
         shown = Fleet(fleet.limits, fleet.limiter, fleet.governor, fleet.pools)
         expected = Expected(tuple(config.agents), config.retention.max_events_per_session)
         doctor = Doctor(fleet.gate, fleet.ledger, fleet.store, expected)
-        server = _Server(create_app(fleet.gate, gateway, config.server, desk, shown, fleet.sessions, doctor))
+        book = TokenBook(fleet.store, fleet.gate.clock, config.server.token)
+        await book.load()
+        server = _Server(
+            create_app(fleet.gate, gateway, config.server, desk, shown, fleet.sessions, doctor, book)
+        )
         await fleet.sessions.recover()
         stopping = _Stopping(server, gateway, desk, fleet.sessions)
         stopping.install()

@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING, Any
 from starlette.applications import Starlette
 
 from interlock.admission.wire import PATH as CONNECT
+from interlock.http.access.book import TokenBook
+from interlock.http.access.routes import token_routes
+from interlock.http.access.scopes import CONNECT as CONNECT_KEY
+from interlock.http.access.scopes import GATEWAY, close, may, scoped
 from interlock.http.concurrency import concurrency_routes
 from interlock.http.control import routes
 from interlock.http.doctor import Doctor, doctor_routes
@@ -16,6 +20,7 @@ from interlock.http.guard import Guard
 from interlock.http.ledger import ledger_routes
 from interlock.http.metrics import metrics_routes
 from interlock.http.permits.desk import PermitDesk
+from interlock.http.permits.rights import without_limits
 from interlock.http.permits.routes import permit_routes
 from interlock.http.permits.stream import PermitStream
 from interlock.http.problems import no_route
@@ -46,15 +51,19 @@ def create_app(
     fleet: Fleet | None = None,
     sessions: Sessions | None = None,
     doctor: Doctor | None = None,
+    book: TokenBook | None = None,
 ) -> App:
     """The server's application; it takes no part in uvicorn's lifespan: the fleet outlives it.
 
     Without a *desk* that was loaded from a store, nothing about permits is remembered over a restart. Without
-    a *fleet* there is a gate and nothing else, and without *sessions* their routes answer 503.
+    a *fleet* there is a gate and nothing else, and without *sessions* their routes answer 503. Without a
+    *book* that was loaded from a store, the server's configured token is the only one at its start.
     """
     logging.getLogger("uvicorn.error").addFilter(_not_torn)
     desk = desk or PermitDesk(gate.admission, MemoryStore())
     desk.gate = ServedGate(gate)
+    if book is None:
+        book = TokenBook(MemoryStore(), gate.clock, server.token)
 
     metrics = FleetMetrics(gate.admission, gate, sessions, providers=gateway.providers)
     gateway.on_ended = metrics.ended
@@ -72,22 +81,26 @@ def create_app(
             *_event_routes(sessions, desk),
             *session_routes(sessions, desk, ready),
             *metrics_routes(metrics),
+            *token_routes(book),
         ],
         exception_handlers={404: no_route, 405: no_route},
     )
     control.router.redirect_slashes = False  # the redirect would be built from the Host header
-    stream = PermitStream(desk)
+    close(control.routes)
+    through = scoped(gateway, {"ANY": GATEWAY})
+    connected = scoped(PermitStream(desk), {"ANY": CONNECT_KEY})
+    working = scoped(PermitStream(without_limits(desk)), {"ANY": CONNECT_KEY})
 
     async def route(scope: dict[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] == "http" and scope["raw_path"].startswith(b"/gateway/"):
-            await gateway(scope, receive, send)
+            await through(scope, receive, send)
         elif scope["type"] == "websocket" and scope["path"] == CONNECT:
-            await stream(scope, receive, send)
+            await (connected if may(scope, "admin") else working)(scope, receive, send)
         else:
             await control(scope, receive, send)
 
     any_host = server.host in ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
-    return Guard(route, hosts=(server.host, *server.allowed_hosts), token=server.token, any_host=any_host)
+    return Guard(route, hosts=(server.host, *server.allowed_hosts), book=book, any_host=any_host)
 
 
 def _event_routes(sessions: Sessions | None, desk: PermitDesk) -> list[Route]:
