@@ -15,7 +15,8 @@ from starlette.applications import Starlette
 from gateways import Caller, call, caller, hosting, until
 from interlock.core.sessions import Event
 from interlock.errors import StoreError
-from interlock.http.events import EventStreams, event_routes, frame, wants_stream
+from interlock.http.events import EventStreams, event_routes, frame
+from interlock.http.streaming import wants_stream
 from interlock.session import feed
 from interlock.stores import MemoryStore
 from interlock.testing import VirtualClock
