@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 from starlette.applications import Starlette
 
 from interlock.admission.wire import PATH as CONNECT
+from interlock.http.changes import FleetStreams, fleet_routes
 from interlock.http.concurrency import concurrency_routes
 from interlock.http.control import routes
 from interlock.http.events import EventStreams, event_routes
 from interlock.http.guard import Guard
+from interlock.http.overview import Overview
 from interlock.http.permits.desk import PermitDesk
 from interlock.http.permits.routes import permit_routes
 from interlock.http.permits.stream import PermitStream
@@ -50,6 +52,8 @@ def create_app(
     logging.getLogger("uvicorn.error").addFilter(_not_torn)
     desk = desk or PermitDesk(gate.admission, MemoryStore())
     desk.gate = ServedGate(gate)
+    watched = FleetStreams(Overview(gate, fleet, sessions).read, clock=gate.clock)
+    desk.on_drain(watched.close)
 
     def ready() -> bool:
         return not gateway.draining
@@ -59,6 +63,7 @@ def create_app(
             *routes(gate, fleet, ready),
             *concurrency_routes(gate),
             *permit_routes(desk),
+            *fleet_routes(watched),
             *_event_routes(sessions, desk),
             *session_routes(sessions, desk, ready),
         ],
