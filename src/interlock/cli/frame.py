@@ -76,6 +76,7 @@ def frame(
     lines = [*head, *body, *foot]
     for line in lines:
         line.truncate(width, overflow="ellipsis")
+        line.no_wrap, line.overflow = True, "crop"  # also where the screen is narrower than that
     return lines
 
 

@@ -115,10 +115,10 @@ class _Top:
         for number in (signal.SIGTERM, signal.SIGHUP):
             on(number, lambda number=number: self._end(128 + number))  # type: ignore[misc]
         on(signal.SIGWINCH, self._changed.set)
+        on(signal.SIGTSTP, self._stop)
         self._view.keys = sys.stdin.isatty()
         if self._view.keys:
             fd = sys.stdin.fileno()
-            on(signal.SIGTSTP, self._stop)
             self._keyboard = stack.enter_context(Keyboard(fd))
             loop.add_reader(fd, self._read, fd)
             stack.callback(loop.remove_reader, fd)
@@ -129,14 +129,15 @@ class _Top:
 
     def _stop(self) -> None:
         """Give the terminal back, stop as Ctrl-Z asks for, and have it again when that is over."""
-        assert self._keyboard is not None
         loop = asyncio.get_running_loop()
         self._live.stop()
-        self._keyboard.give_back()
+        if self._keyboard is not None:
+            self._keyboard.give_back()
         loop.remove_signal_handler(signal.SIGTSTP)
         signal.raise_signal(signal.SIGTSTP)
         loop.add_signal_handler(signal.SIGTSTP, self._stop)
-        self._keyboard.take()
+        if self._keyboard is not None:
+            self._keyboard.take()
         self._live.start()
         self._changed.set()
 
