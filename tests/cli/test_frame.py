@@ -55,7 +55,7 @@ def test_a_frame_at_80_columns() -> None:
     assert (
         "\n".join(drawn(fleet(), view, 80))
         == """\
-interlock http://127.0.0.1:7411   14 in flight   12 waiting   by name
+http://127.0.0.1:7411   14 in flight   12 waiting   by name
 providers
   anthropic         █████████             9/∞
   mistral-of-the-…  █···················· 2/30     paused for 42 s (rate)
@@ -79,7 +79,7 @@ def test_a_frame_at_120_columns() -> None:
     assert (
         "\n".join(drawn(fleet(), view, 120))
         == """\
-interlock http://127.0.0.1:7411   14 in flight   12 waiting   by use
+http://127.0.0.1:7411   14 in flight   12 waiting   by use
 providers
   openai                    ███▒                             4/4      12 waiting, longest 12.4 s
                             reduced from 6 to 4 after a 429 · 5/8 upstream
@@ -100,7 +100,7 @@ def test_a_lost_connection_and_what_a_key_did_are_said() -> None:
     view = View("http://x", lost="lost the connection to http://x (refused); trying again", said="p: open")
     lines = drawn(rows(), view, 80)
     assert lines == [
-        "interlock http://x   0 in flight   0 waiting   by name",
+        "http://x   0 in flight   0 waiting   by name",
         "lost the connection to http://x (refused); trying again",
         "p: open",
     ]
@@ -163,7 +163,7 @@ def test_what_is_selected_is_on_the_screen(selected: int) -> None:
     lines = drawn(state, View("http://x", selected=f"provider:p{selected:03}"), 80, 24)
     assert len(lines) == 24
     assert [line for line in lines if line.startswith(f"▸ p{selected:03}")]
-    assert (lines[0][:9], lines[-1]) == ("interlock", KEYS)
+    assert (lines[0][:8], lines[-1]) == ("http://x", KEYS)
 
 
 @pytest.mark.parametrize("width", [1, 20, 40, 61, 300])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -217,6 +218,11 @@ async def test_a_silent_stream_pings_every_15_seconds(served: Served) -> None:
             await idle()
             await served.clock.advance(15.0)
             assert await stream.next() == (":", "ping")
+        await idle()
+        await served.clock.advance(14.5)
+        served.admission.configure("tools", 7)
+        await served.clock.advance(0.25)
+        assert (await stream.next())[0] == "changes"
 
 
 async def test_who_waits_longest_is_known(served: Served) -> None:
@@ -290,8 +296,11 @@ async def test_all_are_told_the_same_by_one_look(served: Served) -> None:
     await served.closed()
 
 
-async def test_a_client_that_does_not_read_keeps_nothing(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_client_that_does_not_read_keeps_nothing(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It misses what came and went, and reads the latest state next; or is cut off."""
+    monkeypatch.setattr(logging.getLogger("uvicorn.error"), "filters", [])  # an application may have set one
     async with serving(send_buffer=8192) as served:
         for number in range(300):
             served.admission.configure(f"x{number}", 1)

@@ -108,8 +108,8 @@ def _head(rows: dict[str, Rows], view: View) -> list[Text]:
     flying = sum(row["used"] - row["cooling"] for row in calls)
     waiting = sum(row["waiting"] for row in calls)
     line = Text.assemble(
-        ("interlock", "bold"),
-        f" {plain(view.url)}   {flying} in flight   ",
+        (plain(view.url), "bold"),
+        f"   {flying} in flight   ",
         (f"{waiting} waiting", "yellow" if waiting else ""),
         f"   by {view.sort}",
     )
