@@ -224,7 +224,8 @@ async def test_the_token_is_shown_to_the_server(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", ["limits", "limits set", "limits rm", "cooldown", "cooldown set", "pause", "resume", "explain"]
+    "words",
+    ["limits", "limits set", "limits rm", "cooldown", "cooldown set", "pause", "resume", "explain", "top"],
 )
 async def test_help_has_an_example(words: str, tmp_path: Path) -> None:
     shown = (await command(*words.split(), "--help", cwd=tmp_path)).stdout
