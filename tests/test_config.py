@@ -471,7 +471,8 @@ def test_a_refusal_names_file_key_fault_and_remedy(text: str, key: str, fault: s
         (
             "SERVER__PROT",
             "1",
-            "server.prot: not a known key; did you mean port? known here: host, port, token, allowed_hosts, log_format",
+            "server.prot: not a known key; did you mean port? "
+            "known here: host, port, token, allowed_hosts, log_format",
         ),
         ("SERVER", "x", 'server: "x" is not a table'),
         ("STORE__X", "x", f"store: a table {STORE}"),

@@ -83,7 +83,7 @@ def test_figures_have_their_place() -> None:
 def test_every_command_has_its_check() -> None:
     """A command of another kind needs a test of its own here first."""
     checked: list[tuple[str, ...]] = [("make",), ("export",)]
-    checked += [("interlock", name) for name in ("serve", "status", "config", "mock-provider")]
+    checked += [("interlock", name) for name in ("serve", "status", "top", "config", "mock-provider")]
     checked += [("interlock", "limits"), ("interlock", "explain")]
     unchecked = [words for words in commands() if not any(tuple(words[: len(c)]) == c for c in checked)]
     assert unchecked == []
@@ -189,9 +189,11 @@ async def test_serve_and_its_operators_run_with_the_example(home: Path) -> None:
             "openai": (8, 350),
         }
         shown = await output(told("interlock", "status"), home, INTERLOCK_URL=server.url)
+        drawn = await output(told("interlock", "top"), home, INTERLOCK_URL=server.url)
         changed = await output(told("interlock", "limits"), home, INTERLOCK_URL=server.url)
         waiting = await output(told("interlock", "explain"), home, INTERLOCK_URL=server.url)
     assert re.search(r"openai +0/8", shown)
+    assert re.search(r"openai +·{8} +0/8", drawn)
     assert re.search(r"tools.*12", changed)
     assert "nobody waits" in waiting.lower()
     assert (home / "interlock.db").exists()

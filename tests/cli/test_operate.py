@@ -150,9 +150,10 @@ async def test_a_wait_is_explained(tmp_path: Path) -> None:
             assert "provider:p" in listed[1]
             told = (await shell.says("explain", waiter)).splitlines()
             assert told[0].startswith(f"{waiter} (ben) waits for ")
-            assert told[0].endswith("0 ahead")
-            assert told[1] == "  'provider:p' is full (1/1 in use, held by ada)"
-            assert told[2].startswith("    ada since ")
+            assert ", 0 ahead, gives up in " in told[0]
+            assert told[1] == "└── 'provider:p' is full (1/1 in use, held by ada)"
+            assert told[2].startswith("    ├── ada since ")
+            assert told[3] == "    └── → goes when 1 slot comes back, or by: interlock limits set p 2"
             as_json = json.loads(await shell.says("explain", waiter, "--json"))
             assert (as_json["id"], as_json["blocks"][0]["limit"]) == (waiter, "provider:p")
             exchange.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
@@ -223,7 +224,8 @@ async def test_the_token_is_shown_to_the_server(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", ["limits", "limits set", "limits rm", "cooldown", "cooldown set", "pause", "resume", "explain"]
+    "words",
+    ["limits", "limits set", "limits rm", "cooldown", "cooldown set", "pause", "resume", "explain", "top"],
 )
 async def test_help_has_an_example(words: str, tmp_path: Path) -> None:
     shown = (await command(*words.split(), "--help", cwd=tmp_path)).stdout

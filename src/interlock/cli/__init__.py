@@ -21,6 +21,7 @@ app = App(
 app.command("interlock.cli.serve:serve", name="serve")
 app.command("interlock.cli.demo:demo", name="demo")
 app.command("interlock.cli.status:status", name="status")
+app.command("interlock.cli.top:top", name="top")
 app.command("interlock.cli.operate:explain", name="explain")
 app.command("interlock.cli.operate:limits_app", name="limits")
 app.command("interlock.cli.operate:cooldown_app", name="cooldown")

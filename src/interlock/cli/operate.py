@@ -10,7 +10,8 @@ from cyclopts import App
 from rich.console import Console
 
 from interlock.cli.client import default_url, fetch, in_path, named
-from interlock.cli.output import Json
+from interlock.cli.explaining import tree
+from interlock.cli.output import Json, console
 from interlock.cli.status import others, table
 from interlock.config import parse_capacity, parse_duration
 
@@ -158,7 +159,7 @@ async def resume(provider: str, /, *, url: str | None = None, as_json: Json = Fa
 
 
 async def explain(waiter: str | None = None, /, *, url: str | None = None, as_json: Json = False) -> int:
-    """Show who waits, in the order in which they would go; with an id, what it waits for and who has that.
+    """Show who waits, in the order in which they would go; with an id, what is in its way.
 
     Example: interlock explain waiter-17
 
@@ -175,18 +176,12 @@ async def explain(waiter: str | None = None, /, *, url: str | None = None, as_js
     if as_json:
         print(json.dumps(answer))
         return 0
-    console = Console()
-    if waiter is None:
-        console.print(_line(answer["waiting"]) if answer["waiting"] else "nobody waits")
-        return 0
-    console.print(_who(answer), highlight=False, markup=False)
-    for block in answer["blocks"]:
-        console.print(f"  {block['text']}", highlight=False, markup=False)
-        for holder in block["holders"]:
-            since = _ago(holder["grantedAt"])
-            console.print(
-                f"    {holder.get('owner') or holder['id']} since {since}", highlight=False, markup=False
-            )
+    if waiter is not None:
+        console().print(tree(answer, time.time() * 1000))
+    elif answer["waiting"]:
+        console().print(_line(answer["waiting"]))
+    else:
+        print("nobody waits")
     return 0
 
 
@@ -196,14 +191,6 @@ def _line(waiting: list[dict[str, Any]]) -> Any:
         limits = ", ".join(one["limits"])
         shown.add_row(one["id"], one.get("owner", "-"), limits, _ago(one["arrivedAt"]), str(one["position"]))
     return shown
-
-
-def _who(one: dict[str, Any]) -> str:
-    owner = f" ({one['owner']})" if "owner" in one else ""
-    return (
-        f"{one['id']}{owner} waits for {', '.join(one['limits'])} since {_ago(one['arrivedAt'])}, "
-        f"{one['position']} ahead"
-    )
 
 
 def _ago(at_ms: int) -> str:

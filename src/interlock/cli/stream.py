@@ -1,4 +1,4 @@
-"""The events of a session from a running server, over as many connections as it takes."""
+"""Events from a running server, over as many connections as it takes; a session's each of them once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlencode
 
 import httpx2
@@ -26,6 +26,8 @@ GOOD_SECONDS = 10.0
 
 BACKFILLED, END = "end-of-backfill", "end"
 """What the server says between the events: all of before has been given, and nothing more will come."""
+
+T = TypeVar("T")
 
 
 class Told(NamedTuple):
@@ -64,6 +66,67 @@ class BackOff:
         self._pause = min(self._pause * 2, LONGEST_PAUSE)
 
 
+async def lasting(
+    url: str,
+    say: Callable[[str], None],
+    connect: Callable[[httpx2.AsyncClient], AsyncGenerator[T | None, None]],
+    progress: Callable[[], int] = lambda: 0,
+) -> AsyncGenerator[T, None]:
+    """What comes over connections that *connect* makes, one after the other, for ever; *say* is told of them.
+
+    *connect* gives None once it is answered. A connection after which *progress* is another was worth it.
+    Raises `NoAnswer` if there was no connection at all, and `InterlockError` for what the server refuses.
+    """
+    off, connected = BackOff(url, say), False
+    async with client(url, timeout=SILENCE_SECONDS) as http:
+        while True:
+            began, before = time.monotonic(), progress()
+            try:
+                async with aclosing(connect(http)) as stream:
+                    async for one in stream:
+                        if one is None:
+                            connected = True
+                            off.back()
+                            continue
+                        yield one
+                why = "it ended the stream"
+            except (httpx2.HTTPError, httpx2.InvalidURL, NoAnswer) as error:
+                if not connected:
+                    raise error if isinstance(error, NoAnswer) else nobody(url, error) from None
+                why = reason(error)
+            if progress() > before or time.monotonic() - began > GOOD_SECONDS:
+                off.good()
+            await off.lost(why)
+
+
+async def messages(
+    http: httpx2.AsyncClient, url: str, path: str, last: str | None = None
+) -> AsyncGenerator[Message | None, None]:
+    """One connection to the stream at *path*: None once it is there, then what comes behind the event *last*.
+
+    Raises what *http* does, and `InterlockError` for what the server refuses.
+    """
+    headers = {"accept": "text/event-stream", "cache-control": "no-store"}
+    if last is not None:
+        headers["last-event-id"] = last
+    async with http.stream("GET", url + path, headers=headers) as response:
+        if not response.is_success:
+            await response.aread()
+            raise refusal(url, response)
+        if not response.headers.get("content-type", "").startswith("text/event-stream"):
+            raise Unavailable(f"{url} answered no stream of events; is it an Interlock server?")
+        yield None
+        parser = Messages()
+        async for piece in response.aiter_bytes():
+            for message in parser.feed(piece):
+                yield message
+
+
+def not_ours(url: str) -> Unavailable:
+    """The error for an event that no server of ours sends."""
+    return Unavailable(f"{url} sent no event of ours; is it an Interlock server?")
+
+
 class Following:
     """Where a reader is in a session's log; `events` gives what follows, each event once and in order.
 
@@ -92,53 +155,30 @@ class Following:
 
         Raises `NoAnswer` if there was no connection at all, and `InterlockError` for what it refuses.
         """
-        off, connected = BackOff(self._url, say), False
-        async with client(self._url, timeout=SILENCE_SECONDS) as http:
-            while True:
-                began, before = time.monotonic(), self._seen
-                try:
-                    async with aclosing(self._one_connection(http)) as stream:
-                        async for told in stream:
-                            if told is None:
-                                connected = True
-                                off.back()
-                                continue
-                            yield told
-                            if told.type == END:
-                                return
-                    why = "it ended the stream"
-                except (httpx2.HTTPError, httpx2.InvalidURL, NoAnswer) as error:
-                    if not connected:
-                        raise error if isinstance(error, NoAnswer) else nobody(self._url, error) from None
-                    why = reason(error)
-                if self._seen > before or time.monotonic() - began > GOOD_SECONDS:
-                    off.good()
-                await off.lost(why)
+        stream = lasting(self._url, say, self._one_connection, lambda: self._seen)
+        async with aclosing(stream):
+            async for told in stream:
+                yield told
+                if told.type == END:
+                    return
 
     async def _one_connection(self, http: httpx2.AsyncClient) -> AsyncGenerator[Told | None, None]:
-        """None once it is there, then what comes over it."""
+        """None once it is there, then what is new of what comes over it."""
         query = urlencode([("from", self._start), *self._filters])
-        headers = {"accept": "text/event-stream", "cache-control": "no-store"}
-        if self._seen:
-            headers["last-event-id"] = str(self._seen)
-        async with http.stream("GET", f"{self._url}{self._path}?{query}", headers=headers) as response:
-            if not response.is_success:
-                await response.aread()
-                raise refusal(self._url, response)
-            if not response.headers.get("content-type", "").startswith("text/event-stream"):
-                raise Unavailable(f"{self._url} answered no stream of events; is it an Interlock server?")
-            yield None
-            messages = Messages()
-            async for piece in response.aiter_bytes():
-                for message in messages.feed(piece):
-                    told = _read(message)
-                    if told is None:
-                        raise Unavailable(f"{self._url} sent no event of ours; is it an Interlock server?")
-                    if told.type in (BACKFILLED, END):
-                        yield told
-                    elif told.document["sequence"] > self._seen:
-                        self._seen = told.document["sequence"]
-                        yield told
+        last = str(self._seen) if self._seen else None
+        async with aclosing(messages(http, self._url, f"{self._path}?{query}", last)) as stream:
+            async for message in stream:
+                if message is None:
+                    yield None
+                    continue
+                told = _read(message)
+                if told is None:
+                    raise not_ours(self._url)
+                if told.type in (BACKFILLED, END):
+                    yield told
+                elif told.document["sequence"] > self._seen:
+                    self._seen = told.document["sequence"]
+                    yield told
 
 
 def _read(message: Message) -> Told | None:

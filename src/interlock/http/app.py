@@ -12,6 +12,7 @@ from interlock.http.access.book import TokenBook
 from interlock.http.access.routes import token_routes
 from interlock.http.access.scopes import CONNECT as CONNECT_KEY
 from interlock.http.access.scopes import GATEWAY, close, may, scoped
+from interlock.http.changes import FleetStreams, fleet_routes
 from interlock.http.concurrency import concurrency_routes
 from interlock.http.control import routes
 from interlock.http.doctor import Doctor, doctor_routes
@@ -19,6 +20,7 @@ from interlock.http.events import EventStreams, event_routes
 from interlock.http.guard import Guard
 from interlock.http.ledger import ledger_routes
 from interlock.http.metrics import metrics_routes
+from interlock.http.overview import Overview
 from interlock.http.permits.desk import PermitDesk
 from interlock.http.permits.rights import without_limits
 from interlock.http.permits.routes import permit_routes
@@ -67,6 +69,8 @@ def create_app(
 
     metrics = FleetMetrics(gate.admission, gate, sessions, providers=gateway.providers)
     gateway.on_ended = metrics.ended
+    watched = FleetStreams(Overview(gate, fleet, sessions).read, clock=gate.clock)
+    desk.on_drain(watched.close)
 
     def ready() -> bool:
         return not gateway.draining
@@ -78,6 +82,7 @@ def create_app(
             *routes(gate, fleet, ready),
             *concurrency_routes(gate),
             *permit_routes(desk),
+            *fleet_routes(watched),
             *_event_routes(sessions, desk),
             *session_routes(sessions, desk, ready),
             *metrics_routes(metrics),

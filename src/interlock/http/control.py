@@ -99,7 +99,7 @@ class _Routes:
     # -- limits
 
     async def limits(self, request: Request) -> Response:
-        return json({"limits": [_limit(one) for one in self._gate.admission.limits().values()]})
+        return json({"limits": [limit_body(one) for one in self._gate.admission.limits().values()]})
 
     async def set_limit(self, request: Request) -> Response:
         name = request.path_params["name"]
@@ -113,17 +113,17 @@ class _Routes:
                 await self._gate.set_cooldown(provider_id, cooldown)
         else:
             await self._fleet.limits.set(name, body.capacity, cooldown=cooldown, cause=cause)
-        return json(_limit(self._gate.admission.limits()[name]))
+        return json(limit_body(self._gate.admission.limits()[name]))
 
     async def limiter_status(self, request: Request) -> Response:
-        return json(_camel(asdict(self._fleet.limiter.status())))
+        return json(camel(asdict(self._fleet.limiter.status())))
 
     async def governor_stats(self, request: Request) -> Response:
-        return json(_camel(asdict(self._fleet.governor.stats())))
+        return json(camel(asdict(self._fleet.governor.stats())))
 
     async def pools(self, request: Request) -> Response:
         pools = self._fleet.pools.items()
-        return json({"pools": [{"name": name} | _camel(asdict(pool.stats())) for name, pool in pools]})
+        return json({"pools": [{"name": name} | camel(asdict(pool.stats())) for name, pool in pools]})
 
     # -- providers
 
@@ -153,7 +153,8 @@ class _Routes:
         return json(body if until is None else {**body, "pausedUntil": round(until * 1000)})
 
 
-def _limit(limit: LimitReading) -> dict[str, Any]:
+def limit_body(limit: LimitReading) -> dict[str, Any]:
+    """*limit* as a member of ``GET /limits``."""
     return {
         "name": limit.name,
         "capacity": limit.capacity,
@@ -165,7 +166,8 @@ def _limit(limit: LimitReading) -> dict[str, Any]:
     }
 
 
-def _camel(body: dict[str, Any]) -> dict[str, Any]:
+def camel(body: dict[str, Any]) -> dict[str, Any]:
+    """*body* with its names in camelCase."""
     return {
         word + "".join(part.capitalize() for part in rest): value
         for name, value in body.items()

@@ -2,84 +2,42 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from starlette.responses import Response
 from starlette.routing import Route
 
-from interlock.clock import SystemClock
-from interlock.errors import Draining, InterlockError, LimitExceeded, ValidationError
+from interlock.errors import InterlockError, ValidationError
 from interlock.http.problems import answering, json
+from interlock.http.streaming import MOST_STREAMS, PING, PING_SECONDS, EventStream, Streams, wants_stream
 from interlock.session.feed import PAGE, Asked, read_page
 from interlock.session.subscription import event_types, subscribe
 from interlock.session.values import check_id
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
+    from collections.abc import Iterable, Iterator
 
     from starlette.requests import Request
+    from starlette.responses import Response
 
     from interlock.core.sessions import Event
+    from interlock.http.streaming import Put
     from interlock.ports import Clock, Store
     from interlock.session.subscription import Subscription
 
-    Message = MutableMapping[str, Any]
-    Receive = Callable[[], Awaitable[Message]]
-    Send = Callable[[Message], Awaitable[None]]
-
-PING_SECONDS = 15.0
-"""After so long without an event a comment shows that the stream lives."""
-STALL_SECONDS = 30.0
-"""A client that takes nothing for so long is cut off; it comes back with ``Last-Event-ID``."""
-MOST_STREAMS = 256
 _MOST_EVENTS = 1000
 _PIECE = 64 << 10
 """Bytes that are sent at once, give or take an event."""
 _QUERY = ("from", "run", "type", "limit")
-_HEADERS = [
-    (b"content-type", b"text/event-stream"),
-    (b"cache-control", b"no-store"),
-    (b"x-accel-buffering", b"no"),  # asks nginx to pass every event at once
-]
 
 
-class EventStreams:
-    """Every stream of events that this server has open, and what they are read from."""
+class EventStreams(Streams):
+    """Every stream of a session's events that this server has open, and what they are read from."""
 
     def __init__(self, store: Store, *, clock: Clock | None = None, most: int = MOST_STREAMS) -> None:
+        super().__init__(clock=clock, most=most)
         self.store = store
-        self.clock = SystemClock() if clock is None else clock
-        self._most = most
-        self._open: set[_Stream] = set()
-        self._closed = False
-
-    def __len__(self) -> int:
-        return len(self._open)
-
-    def close(self) -> None:
-        """End every stream, and take no other: the server stops. Clients come back to where they were."""
-        self._closed = True
-        for stream in list(self._open):
-            stream.end()
-
-    def check_room(self) -> None:
-        """Raises `Draining` once closed, `LimitExceeded` where as many are open as may be."""
-        if self._closed:
-            raise Draining("the server stops; come back in a moment")
-        if len(self._open) >= self._most:
-            raise LimitExceeded(f"{self._most} streams of events are open already", limit=self._most)
-
-    def add(self, stream: _Stream) -> None:
-        """*stream* is open now."""
-        self._open.add(stream)
-
-    def discard(self, stream: _Stream) -> None:
-        """*stream* has ended."""
-        self._open.discard(stream)
 
 
 def event_routes(streams: EventStreams) -> list[Route]:
@@ -130,79 +88,33 @@ class _Routes:
         return _Stream(streams, subscription)
 
 
-class _Stream(Response):
-    """One client that reads a subscription as server-sent events, at its own pace."""
+class _Stream(EventStream):
+    """One client that reads a subscription."""
 
     def __init__(self, streams: EventStreams, subscription: Subscription) -> None:
-        super().__init__()
-        self._streams = streams
-        self._clock = streams.clock
+        super().__init__(streams)
         self._subscription = subscription
-        self._task: asyncio.Task[Any] | None = None
-        self._sending = False
-        self._cut = False
-        streams.add(self)
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        self._task = asyncio.current_task()
-        watching = asyncio.get_running_loop().create_task(self._watch(receive))
-        try:
-            await self._put(send, {"type": "http.response.start", "status": 200, "headers": _HEADERS})
-            with suppress(InterlockError):  # who comes back hears the reason: removed, or the store is closed
-                await self._send_all(send)
-            await self._put(send, _body(b"", more=False))
-        except asyncio.CancelledError:
-            if self._cut and self._task is not None and not self._task.uncancel():
-                raise ConnectionResetError("the client takes nothing any more") from None
-            raise
-        finally:
-            watching.cancel()
-            self._subscription.close()
-            self._streams.discard(self)
-
-    def end(self) -> None:
-        """End it: at once if its client waits for events, by a cut if it does not take what there is."""
+    def close(self) -> None:
         self._subscription.close()
-        if self._sending:
-            self._cut_off()
 
-    async def _send_all(self, send: Send) -> None:
+    async def send_all(self, put: Put) -> None:
         subscription, clock = self._subscription, self._clock
         caught_up = False
         while not subscription.closed:
             if not caught_up and subscription.next_from > subscription.backlog_end:
                 caught_up = True
-                await self._put(send, _body(_mark("end-of-backfill", subscription)))
+                await put(_mark("end-of-backfill", subscription))
                 continue
             if subscription.ended:
-                await self._put(send, _body(_mark("end", subscription)))
+                await put(_mark("end", subscription))
                 return
             position = subscription.next_from
             events = await subscription.batch(until=clock.now() + PING_SECONDS)
             for piece in _pieces(events):
-                await self._put(send, _body(piece))
+                await put(piece)
             if not events and subscription.next_from == position and not subscription.over:
-                await self._put(send, _body(b": ping\n\n"))
-
-    async def _put(self, send: Send, message: Message) -> None:
-        """Send *message*, and wait until the client has taken about all that was sent before."""
-        timer = self._clock.call_at(self._clock.now() + STALL_SECONDS, self._cut_off)
-        self._sending = True
-        try:
-            await send(message)
-        finally:
-            self._sending = False
-            timer.cancel()
-
-    def _cut_off(self) -> None:
-        if self._task is not None and not self._cut:
-            self._cut = True
-            self._task.cancel()
-
-    async def _watch(self, receive: Receive) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        self._subscription.close()
+                await put(PING)
 
 
 # -- words
@@ -235,10 +147,6 @@ def frame(event: Event) -> bytes:
     return b"id: %d\nevent: %b\ndata: %b\n\n" % (event.sequence, name.encode(), _encode(shown(event)))
 
 
-def _body(body: bytes, *, more: bool = True) -> Message:
-    return {"type": "http.response.body", "body": body, "more_body": more}
-
-
 def _mark(name: str, subscription: Subscription) -> bytes:
     return b'event: %b\ndata: {"nextFrom":%d}\n\n' % (name.encode(), subscription.next_from)
 
@@ -260,13 +168,3 @@ def whole(name: str, text: str, least: int = 0, most: int = 2**53) -> int:
     if text.isascii() and text.isdecimal() and len(text) <= 16 and least <= int(text) <= most:
         return int(text)
     raise ValidationError(f"{name} is {text[:80]!r}; allowed are whole numbers from {least} to {most}")
-
-
-def wants_stream(accept: Iterable[str]) -> bool:
-    """Whether these ``Accept`` headers name server-sent events."""
-    for media in ",".join(accept).split(","):
-        kind, *parameters = (part.strip().lower() for part in media.split(";"))
-        refused = any(one.replace(" ", "") in ("q=0", "q=0.0", "q=0.00", "q=0.000") for one in parameters)
-        if kind == "text/event-stream" and not refused:
-            return True
-    return False
