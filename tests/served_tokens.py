@@ -83,7 +83,7 @@ async def door(
         fleet = Fleet(
             limits, ConcurrencyLimiter(admission=admission), ConcurrencyGovernor(admission=admission)
         )
-        app = create_app(gate, gateway, ServerConfig(), desk, fleet, sessions, book)
+        app = create_app(gate, gateway, ServerConfig(), desk, fleet, sessions, book=book)
         url = await stack.enter_async_context(hosting(app))
         stack.callback(desk.drain)  # or those who wait would be waited for
         yield Door(url, book, clock, sessions)

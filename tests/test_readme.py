@@ -33,7 +33,7 @@ KEYS = {"OPENAI_API_KEY": "sk-openai", "ANTHROPIC_API_KEY": "sk-anthropic"}
 
 _BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _SHELL = {"console", "sh", "bash", "shell"}
-_KNOWN = _SHELL | {"python", "toml", "text", "mermaid"}
+_KNOWN = _SHELL | {"python", "toml", "text", "mermaid", "yaml", "json"}
 
 
 def blocks(page: Path, *languages: str) -> list[str]:

@@ -107,7 +107,9 @@ async def run(config: Config, file: ConfigFile) -> int:
         book = TokenBook(fleet.store, fleet.gate.clock, config.server.token)
         await book.load()
         server = _Server(
-            create_app(fleet.gate, gateway, config.server, desk, shown, fleet.sessions, doctor, book)
+            create_app(
+                fleet.gate, gateway, config.server, desk, shown, fleet.sessions, doctor=doctor, book=book
+            )
         )
         await fleet.sessions.recover()
         stopping = _Stopping(server, gateway, desk, fleet.sessions)

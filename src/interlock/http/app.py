@@ -52,6 +52,7 @@ def create_app(
     desk: PermitDesk | None = None,
     fleet: Fleet | None = None,
     sessions: Sessions | None = None,
+    *,
     doctor: Doctor | None = None,
     book: TokenBook | None = None,
 ) -> App:
