@@ -28,6 +28,7 @@ from interlock.testing import VirtualClock
 from served_tokens import bearer, door
 
 CONFIGURED = "the-one-of-the-file"
+NO_STREAM = (b"accept", b"application/json")
 TOKENS = ("none", "wrong", "revoked", "expired", "configured", *NAMES, "gateway+read", "submit+read")
 REFUSED = {"none", "wrong", "revoked", "expired"}
 
@@ -68,7 +69,7 @@ async def test_each_token_opens_what_it_may(key: str) -> None:
         await server.clock.advance(1.0)
         got = {}
         for name in TOKENS:
-            answer = await server.ask(method, path, shown[name])
+            answer = await server.ask(method, path, shown[name], None, NO_STREAM)
             got[name] = verdict(answer)
             check_shape(answer, key)
         assert got == {name: expected(TABLE[key], name) for name in TOKENS}
