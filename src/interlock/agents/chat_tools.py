@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, get_type_hints
 
 import msgspec
 
-from interlock.agents.deadline import within
 from interlock.errors import ValidationError
+from interlock.session.patience import within
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -13,10 +13,10 @@ import asyncio
 import json
 from typing import TYPE_CHECKING, Any, Final
 
-from interlock.agents.deadline import within
 from interlock.agents.group import ProcessGroup
 from interlock.clock import SystemClock
 from interlock.errors import AgentLost, InvalidOperation, RunFailed, RunTimedOut, ValidationError
+from interlock.session.patience import within
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from interlock.core.sessions import RunChange
 from interlock.errors import InterlockError, RunNotFound, StoreError, Unavailable
-from interlock.session.patience import settle, sleep
+from interlock.session.patience import Backoff, settle
 from interlock.session.tally import note_end, note_start
 from interlock.session.values import plain, run_event
 
@@ -32,8 +32,6 @@ Stop = Literal["cancel", "interrupt", "time_out"]
 Agent = Any
 """``async def agent(run)``, or an object with ``async def run(self, run)``."""
 
-_RETRY_FIRST: Final = 0.05
-_RETRY_MOST: Final = 5.0
 _MESSAGE_MOST: Final = 2000
 
 
@@ -174,7 +172,7 @@ class Attempt:
 
         Tried until the store answers. A write whose answer got lost finds itself done by the next one.
         """
-        pause = _RETRY_FIRST
+        backoff = Backoff(self._clock)
         while True:
             try:
                 found = await self._store.change_run(self.run.id, change, [event])
@@ -185,8 +183,7 @@ class Attempt:
                 log.warning(
                     "run %s: %r could not be stored, trying again: %s", self.run.id, change.verb, error
                 )
-            await sleep(self._clock, pause)
-            pause = min(_RETRY_MOST, 2 * pause)
+            await backoff.pause()
 
 
 def _problem(error: BaseException) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from interlock.core.runs import ENDED
 from interlock.errors import AcquireTimeout, Unavailable
 from interlock.session.controls import own_run
-from interlock.session.patience import settle, until
+from interlock.session.patience import settle, within
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,8 +37,12 @@ class Endings:
         try:
             run = await own_run(self._store, self._session_id, run_id)
             if run.status not in ENDED and served():
-                await until(self._clock, timeout, ended, lambda: _too_late(run_id, timeout))
+                async with within(self._clock, timeout):
+                    await ended
                 run = await own_run(self._store, self._session_id, run_id)
+        except TimeoutError:
+            message = f"run {run_id!r} has not ended within {timeout:g} s; it goes on"
+            raise AcquireTimeout(message, run_id=run_id) from None
         finally:
             others = self._waiting.get(run_id, set())
             others.discard(ended)
@@ -60,7 +64,3 @@ class Endings:
         """Nobody needs to wait any more."""
         for run_id in self._waiting:
             self.tell(run_id)
-
-
-def _too_late(run_id: str, timeout: float | None) -> AcquireTimeout:
-    return AcquireTimeout(f"run {run_id!r} has not ended within {timeout:g} s; it goes on", run_id=run_id)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, TypeVar
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import AsyncIterator, Coroutine
 
     from interlock.ports import Clock
 
 T = TypeVar("T")
+
+_FIRST_PAUSE: Final = 0.05
+_LONGEST_PAUSE: Final = 5.0
 
 
 def settle(waiting: asyncio.Future[None]) -> None:
@@ -29,40 +33,33 @@ async def sleep(clock: Clock, seconds: float) -> None:
         timer.cancel()
 
 
-async def until(
-    clock: Clock, timeout: float | None, waiting: asyncio.Future[None], error: Callable[[], Exception]
-) -> None:
-    """Return when *waiting* is done; after *timeout* seconds (None: never) raise *error*."""
-    if timeout is None:
-        await waiting
-        return
-    if timeout <= 0 and not waiting.done():
-        raise error()
-
-    def expire() -> None:
-        if not waiting.done():
-            waiting.set_exception(error())
-
-    timer = clock.call_at(clock.now() + timeout, expire)
-    try:
-        await waiting
-    finally:
-        timer.cancel()
+@asynccontextmanager
+async def within(clock: Clock, seconds: float | None) -> AsyncIterator[None]:
+    """Raise TimeoutError once *seconds* have passed inside; None: no limit."""
+    async with asyncio.timeout(None) as scope:
+        timer = None
+        if seconds is not None and seconds <= 0:
+            scope.reschedule(0.0)
+        elif seconds is not None:
+            timer = clock.call_at(clock.now() + seconds, lambda: scope.reschedule(0.0))
+        try:
+            yield
+        finally:
+            if timer is not None:
+                timer.cancel()
 
 
-async def within(
-    clock: Clock, timeout: float | None, work: Coroutine[Any, Any, None], error: Callable[[], Exception]
-) -> None:
-    """Do *work*, which only waits; after *timeout* seconds (None: never) leave it and raise *error*."""
-    over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    task = asyncio.get_running_loop().create_task(work)
-    task.add_done_callback(lambda _: settle(over))
-    try:
-        await until(clock, timeout, over, error)
-    finally:
-        task.cancel()
-    await asyncio.wait((task,))
-    task.result()
+class Backoff:
+    """The pauses between tries of something that fails: twice as long each time, from 0.05 to 5 seconds."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._next = _FIRST_PAUSE
+
+    async def pause(self) -> None:
+        """Wait before the next try."""
+        await sleep(self._clock, self._next)
+        self._next = min(_LONGEST_PAUSE, 2 * self._next)
 
 
 class Writes:

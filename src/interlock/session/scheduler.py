@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from interlock.errors import InterlockError
 from interlock.session.attempt import Attempt
 from interlock.session.context import RunContext
-from interlock.session.patience import settle, sleep
+from interlock.session.patience import Backoff, settle
 from interlock.session.readings import Blocking
 
 if TYPE_CHECKING:
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from interlock.session.slots import FleetSlots
 
 log = logging.getLogger(__name__)
-
-_RETRY_FIRST: Final = 0.05
-_RETRY_MOST: Final = 5.0
 
 
 class Scheduler:
@@ -157,15 +154,14 @@ class Scheduler:
                 self._finish(attempt)
 
     async def _take_slots(self, run: Run) -> dict[str, float]:
-        pause = _RETRY_FIRST
+        backoff = Backoff(self._clock)
         while True:
             try:
                 return await self._slots.take(run)
             except InterlockError as error:
                 # Its limiter is closed or out of reach, or somebody released the session while we asked.
                 log.warning("run %s waits: its slots could not be taken: %s", run.id, error)
-            await sleep(self._clock, pause)
-            pause = min(_RETRY_MOST, 2 * pause)
+            await backoff.pause()
 
     def _started(self, starter: asyncio.Task[None]) -> None:
         self._starter = None

@@ -365,14 +365,14 @@ class SessionServer:
         drain = object()
         self._drains.add(drain)
         try:
-            await within(self._clock, timeout, self._emptied(), self._drain_error)
+            async with within(self._clock, timeout):
+                await self._writes.finished()  # a run that is being submitted is in no line yet
+                await self._scheduler.emptied()
+        except TimeoutError:
+            raise self._drain_error() from None
         finally:
             self._drains.discard(drain)
         return True
-
-    async def _emptied(self) -> None:
-        await self._writes.finished()  # a run that is being submitted is in no line yet
-        await self._scheduler.emptied()
 
     def _drain_error(self) -> AcquireTimeout:
         status = self.status()
