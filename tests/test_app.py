@@ -155,8 +155,8 @@ async def test_a_server_that_is_not_there_shows_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not at the first call an hour later."""
-    monkeypatch.setattr("interlock.admission.remote.exchange.CALL_SECONDS", 0.2)
-    monkeypatch.setattr("interlock.admission.remote.admission.CALL_SECONDS", 0.2)
+    monkeypatch.setattr("interlock.admission.leased.exchange.CALL_SECONDS", 0.2)
+    monkeypatch.setattr("interlock.admission.leased.admission.CALL_SECONDS", 0.2)
     file = tmp_path / "interlock.toml"
     file.write_text('coordination = "http://127.0.0.1:9"\n')
     with pytest.raises(Unavailable, match=r"no answer from http://127\.0\.0\.1:9"):

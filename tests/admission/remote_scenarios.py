@@ -12,8 +12,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from interlock.admission.leased import asks, exchange, leases
 from interlock.admission.local import LocalAdmission
-from interlock.admission.remote import RemoteAdmission, asks, exchange, leases, link
+from interlock.admission.remote import RemoteAdmission, link
 from interlock.errors import InvalidOperation, Unavailable, ValidationError
 from interlock.http.permits.desk import PermitDesk
 from interlock.http.permits.stream import _Connection

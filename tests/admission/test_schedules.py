@@ -131,7 +131,7 @@ def test_every_await_has_been_cancelled_at(path: Path) -> None:
     missed = list(awaits(path.read_text()))
     for limit in (150, 500, 3_000):
         if missed:
-            remote = path.parent.name == "remote"
+            remote = path.parent.name in ("leased", "remote")
             reached = {line for file, line in cancelled_at(limit, remote) if Path(file) == path}
             missed = [lines for lines in missed if not reached.intersection(lines)]
     assert missed == [], f"no scenario cancels at {path.name}:{[lines.start for lines in missed]}"

@@ -10,11 +10,14 @@ import asyncio
 import logging
 import random
 from collections import deque
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
-from interlock.admission.remote.leases import now
+from interlock.admission.leased.leases import now
 from interlock.admission.wire import PATH, VERSION
+
+if TYPE_CHECKING:
+    from interlock.admission.leased.links import Listener
 
 log = logging.getLogger(__name__)
 
@@ -24,24 +27,8 @@ _MOST_BYTES = 256 * 1024
 """Of one message, about."""
 
 
-class Listener(Protocol):
-    """Who uses the link."""
-
-    def greeted(self, epoch: str) -> None:
-        """The server is there: say what it has to know, before anything else."""
-
-    def heard(self, answers: list[list[Any]], asked: float) -> None:
-        """The server said *answers*, having heard what was sent at *asked* (on the clock of leases)."""
-
-    def silent(self) -> None:
-        """The connection is gone; what was asked for on it will not be answered."""
-
-    def beat(self) -> None:
-        """It is time to say something, if only to show that this end is alive."""
-
-
-class Link:
-    """A connection that is kept up by one task, from `start` until `stop`."""
+class WebSocketLink:
+    """A `Link` that one task keeps up."""
 
     def __init__(self, url: str, token: str | None, lease: float, client: str, listener: Listener) -> None:
         from interlock.admission.remote import websocket  # needs what an embedded limiter does not
@@ -224,6 +211,3 @@ class Link:
         socket = cast("Any", self._socket)
         if not socket.greeted.done():
             socket.greeted.set_result(None)
-
-
-__all__ = ["Link", "Listener"]

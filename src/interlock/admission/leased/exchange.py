@@ -1,4 +1,4 @@
-"""What this process wants of its server and has from it: requests, calls, and permits that it holds.
+"""What this process wants of a kernel elsewhere and has from it: requests, calls, and permits that it holds.
 
 A request is said again after every reconnect until it is answered or given up, under the same id, so that an
 answer that was lost is given once more and no unit with it. All that a grant changes is changed where the
@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from interlock.admission.callback import call_back
+from interlock.admission.leased.asks import Ask, RemotePermit, hold_words, more_words
+from interlock.admission.leased.leases import Held, LeaseKeeper, now
 from interlock.admission.refusals import lending_refused, lost
-from interlock.admission.remote.asks import Ask, RemotePermit, hold_words, more_words
-from interlock.admission.remote.leases import Held, LeaseKeeper, now
-from interlock.admission.remote.link import Link
 from interlock.admission.validation import check_seconds
 from interlock.admission.wire import GENERATED, error_from_wire
 from interlock.clock import SystemClock
@@ -34,6 +33,8 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Generator
 
+    from interlock.admission.leased.leases import Renewals
+    from interlock.admission.leased.links import Link
     from interlock.admission.permit import Acquisition, Permit
     from interlock.core import model
     from interlock.core.model import Outcome
@@ -45,11 +46,17 @@ _MISSING = object()
 
 
 class Exchange:
-    """The client's side of the wire. `RemoteAdmission` adds what users call."""
+    """The client's side of the wire. `LeasedAdmission` adds what users call.
 
-    def __init__(self, url: str, token: str | None, lease: float) -> None:
+    *renewals* renews leases from a thread; whoever makes an exchange gives it its ``_link`` at once.
+    """
+
+    _link: Link
+
+    def __init__(self, url: str, lease: float, renewals: Renewals) -> None:
         self.clock = SystemClock()
         self.url = url
+        """Of the other end, without a password."""
         self.lease = lease
         self._client = uuid4().hex
         self._held: dict[Held, None] = {}
@@ -66,8 +73,7 @@ class Exchange:
         self._home: int | None = None
         self._thread: int | None = None
         self._handed_over: dict[model.Permit, object] = {}
-        self._link = Link(url, token, lease, self._client, self)
-        self._keeper = LeaseKeeper(url, token, lease, self._held, self._forget)
+        self._keeper = LeaseKeeper(renewals, lease, self._held, self._forget)
 
     # -- asking
 

@@ -9,16 +9,12 @@ sent, so that the server, whose lease begins later, gives the units to nobody el
 
 from __future__ import annotations
 
-import http.client
-import json
 import logging
 import random
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from interlock.admission.wire import RENEW_PATH
 from interlock.core import model
 
 if TYPE_CHECKING:
@@ -89,25 +85,33 @@ class Held(model.Permit):
         self.until = max(self.until if self.until != float("inf") else 0.0, asked + MARGIN * left)
 
 
+class Renewals(Protocol):
+    """How leases are renewed: calls that block, on a connection that nobody else uses."""
+
+    def renew(self, permits: list[dict[str, Any]], lease: float, within: float) -> tuple[set[str], str]:
+        """Renew *permits* (id, fence, and what it takes to count them again) for *lease* seconds.
+
+        The ids of those that are gone, and the epoch. `OSError` if there is no answer *within* seconds.
+        """
+
+    def close(self) -> None:
+        """Hang up; the next call connects again."""
+
+
 class LeaseKeeper:
     """The thread. It looks at *held* and calls *lost* for what is gone; both may happen at any moment."""
 
     def __init__(
         self,
-        url: str,
-        token: str | None,
+        renewals: Renewals,
         lease: float,
         held: dict[Held, None],
         lost: Callable[[Held], None],
     ) -> None:
-        self._url = urlsplit(url)
-        self._headers = {"content-type": "application/json"}
-        if token is not None:
-            self._headers["authorization"] = f"Bearer {token}"
+        self._renewals = renewals
         self._lease = lease
         self._held = held
         self._lost = lost
-        self._connection: http.client.HTTPConnection | None = None
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -126,14 +130,14 @@ class LeaseKeeper:
         while not self._stopped.wait(pause):
             try:
                 self._round()
-            except (OSError, http.client.HTTPException, ValueError) as error:
+            except OSError as error:
                 log.debug("leases could not be renewed: %s", error)
-                self._disconnect()
+                self._renewals.close()
                 # Not all at once, when a server comes back that many have waited for.
                 pause = min(1.0, self._lease / 20) * random.uniform(0.5, 1.5)  # noqa: S311 - no secret
             else:
                 pause = self._lease / _ROUNDS
-        self._disconnect()
+        self._renewals.close()
 
     def _round(self) -> None:
         fresh = now() - self._lease / (2 * _ROUNDS)
@@ -154,8 +158,8 @@ class LeaseKeeper:
         """Renew *due*; who are of another epoch. *again* says all that it takes to count them again."""
         asked = now()
         entries = [_entry(held, again) for held in due]
-        answer = self._post({"permits": entries, "leaseMs": int(self._lease * 1000)})
-        lost, epoch = set(answer["lost"]), answer["epoch"]
+        within = max(0.2, min(5.0, self._lease / _ROUNDS))
+        lost, epoch = self._renewals.renew(entries, self._lease, within)
         forgotten = []
         for held in due:
             if held.id not in lost:
@@ -167,27 +171,6 @@ class LeaseKeeper:
                 held.lose("expired")
                 self._lost(held)
         return forgotten
-
-    def _post(self, body: dict[str, Any]) -> dict[str, Any]:
-        connection = self._connection
-        if connection is None:
-            secure = self._url.scheme == "https"
-            kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-            timeout = max(0.2, min(5.0, self._lease / _ROUNDS))
-            connection = kind(self._url.hostname or "", self._url.port, timeout=timeout)
-            self._connection = connection
-        connection.request("POST", self._url.path + RENEW_PATH, json.dumps(body), self._headers)
-        response = connection.getresponse()
-        data = response.read()
-        if response.status != 200:
-            raise http.client.HTTPException(f"the server answered {response.status}")
-        answer: dict[str, Any] = json.loads(data)
-        return answer
-
-    def _disconnect(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
 
 
 def _entry(held: Held, again: bool) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from interlock.admission.leased.leases import Held, now
 from interlock.admission.permit import Permit
-from interlock.admission.remote.leases import Held, now
 from interlock.admission.validation import check_seconds
 from interlock.errors import ValidationError
 

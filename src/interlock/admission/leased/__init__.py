@@ -1,0 +1,1 @@
+"""What admission through a server and through Redis have in common: permits that are leased."""
