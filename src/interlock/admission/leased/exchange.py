@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from interlock.admission.leased.leases import Renewals
-    from interlock.admission.leased.links import Link
+    from interlock.admission.leased.link import Link
     from interlock.admission.permit import Acquisition, Permit
     from interlock.core import model
     from interlock.core.model import Outcome
