@@ -32,7 +32,7 @@ _LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)\s#]+)")
 _LISTED = re.compile(r"^\| `[\w.]+`(?= \|)|^`[\w.`, ]+`$", re.MULTILINE)
 """The names of a section of the reference: what begins a row of its table, and lines that are names only."""
 _NAME = re.compile(r"`([\w.]+)`")
-_LANGUAGES = {".py": "python", ".toml": "toml", ".yaml": "yaml", ".json": "json"}
+_LANGUAGES = {".py": "python", ".toml": "toml", ".yaml": "yaml", ".json": "json", ".service": "ini"}
 
 
 def main() -> int:
@@ -44,8 +44,8 @@ def main() -> int:
         name = page.relative_to(ROOT).as_posix()
         text = page.read_text(encoding="utf-8")
         (PAGES / place(name)).write_text(relinked(text, name, shown), encoding="utf-8")
-    for name in sorted(shown):
-        show(name)
+    while shown:
+        show(shown.pop(), shown)
     write_reference()
     return build()
 
@@ -86,11 +86,13 @@ def relinked(text: str, name: str, shown: set[str]) -> str:
     return "".join(part if part.startswith("```") else _LINK.sub(moved, part) for part in parts)
 
 
-def show(name: str) -> None:
-    """A page with a file of the repository, or with what is in a directory; searches pass it by."""
+def show(name: str, shown: set[str]) -> None:
+    """A page with a file of the repository, which searches pass by; of a directory with all that is in it."""
     path = ROOT / name
     if path.is_dir():
-        body = "\n".join(f"- `{one.name}`" for one in sorted(path.iterdir()) if one.suffix)
+        inside = [one.name for one in sorted(path.iterdir()) if one.name[0] not in "._"]
+        body = "\n".join(f"- [{one}]({path.name}/{one}.md)" for one in inside)
+        shown.update(f"{name}/{one}" for one in inside)
     else:
         language = _LANGUAGES.get(path.suffix, "text")
         body = f"````{language}\n{path.read_text(encoding='utf-8').rstrip()}\n````"
