@@ -36,7 +36,7 @@ SECTIONS = {
     "Unit": "Description After Wants",
     "Service": """
         Type User Group StateDirectory StateDirectoryMode WorkingDirectory EnvironmentFile LimitNOFILE UMask
-        ExecStartPre ExecStart ExecReload KillMode KillSignal TimeoutStopSec
+        ExecStart ExecReload KillMode KillSignal TimeoutStopSec
         Restart RestartSec RestartPreventExitStatus
         NoNewPrivileges ProtectSystem ProtectHome PrivateTmp PrivateDevices ProtectClock ProtectControlGroups
         ProtectHostname ProtectKernelLogs ProtectKernelModules ProtectKernelTunables ProtectProc
@@ -98,12 +98,11 @@ def test_the_unit_knows_its_keys_and_shuts_the_service_in() -> None:
     assert (service["Restart"], service["RestartPreventExitStatus"]) == ("on-failure", "2")
 
 
-def test_the_unit_runs_commands_that_are_there_and_lets_them_drain() -> None:
+def test_the_unit_runs_a_command_that_is_there_and_lets_it_drain() -> None:
     service = unit()["Service"]
-    commands = [shlex.split(service[key][0]) for key in ("ExecStartPre", "ExecStart")]
-    assert {words[0] for words in commands} == {"/opt/interlock/bin/interlock"}
-    for words in commands:
-        parses(words[1:])
+    program, *words = shlex.split(service["ExecStart"][0])
+    assert program == "/opt/interlock/bin/interlock"
+    parses(words)
     assert seconds(service["TimeoutStopSec"][0]) > DRAIN_SECONDS + SPARE_SECONDS
     assert service["KillSignal"] == ["SIGTERM"]
 
