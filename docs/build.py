@@ -37,7 +37,8 @@ _LANGUAGES = {".py": "python", ".toml": "toml", ".yaml": "yaml", ".json": "json"
 
 def main() -> int:
     """Put the pages together, and have zensical build them; its exit code."""
-    shutil.rmtree(PAGES, ignore_errors=True)
+    for old in (PAGES, PAGES.with_name("site")):
+        shutil.rmtree(old, ignore_errors=True)
     shutil.copytree(ROOT / "docs", PAGES, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     shown: set[str] = set()
     for page in [*ROOT.glob("docs/**/*.md"), *(ROOT / name for name in MOVED)]:
