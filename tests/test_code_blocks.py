@@ -8,8 +8,8 @@ toml
 json, yaml
     parsed
 sh, console, and the lines of a text that begin with a command
-    ``interlock`` is parsed by the command line, ``curl`` sent to a server; others are in `OTHERS`, each with
-    the reason why it is not run
+    ``interlock`` is parsed by the command line, and run against a server if it prints and ends; ``curl`` is sent
+    to a server; others are in `OTHERS`, each with the reason why it is not run
 mermaid
     drawn from the code by a test of its own
 text
@@ -35,6 +35,7 @@ from interlock.cli import app
 from interlock.config import load_config
 from pages import PAGES, README, SERVER, SHELL, Block, blocks_of, run_code
 from processes import serve
+from shells import Shell
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 KNOWN = SHELL | {"python", "toml", "text", "mermaid", "yaml", "json"}
@@ -89,8 +90,9 @@ def test_no_block_escapes(block: Block) -> None:
 
 @pytest.fixture(scope="module")
 async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
-    """The address of a server with an agent called coder."""
+    """The address of a server with an agent called coder and a provider called openai."""
     config = 'store = "memory:"\n[agents.coder]\ntype = "command"\ncommand = ["cat"]\noutput = "text"\n'
+    config += "[providers.openai]\nlimit = 4\n"
     async with serve(tmp_path_factory.mktemp("server"), config) as running:
         yield running.url
 
@@ -137,6 +139,28 @@ def test_documents_parse(block: Block) -> None:
 def test_commands_can_be_given(words: list[str]) -> None:
     """With these words and options."""
     app.parse_args(words[1:], exit_on_error=False, print_error=False)
+
+
+ENDING = {"status", "top", "explain", "limits", "cooldown", "pause", "resume", "sessions", "runs"}
+"""Commands that look at a server or change it, print, and end; others have their own tests in tests/cli."""
+
+
+async def test_what_an_operator_types_works(
+    server: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each command of a page, against a server; an id that only the page knows is told from a fault."""
+    monkeypatch.setenv("INTERLOCK_URL", server)
+    monkeypatch.delenv("INTERLOCK_TOKEN", raising=False)
+    shell = Shell(capsys)
+    typed = [words[1:] for block in BLOCKS for words in block.commands() if words[0] == "interlock"]
+    chosen = [words for words in typed if words[0] in ENDING]
+    assert {words[0] for words in chosen} == ENDING
+    for words in chosen:
+        await shell.says("limits", "set", "openai", "4")  # as it was before the last command
+        finished = await shell.run(*words)
+        invented = [word for word in words if re.fullmatch(r"(waiter|run)[-_]\w+|s\d", word)]
+        assert finished.code == (1 if invented else 0), (words, finished)
+        assert all(name in finished.stderr for name in invented), (words, finished)
 
 
 @pytest.mark.parametrize("words", commands("curl"))
