@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
 from inspect import CO_COROUTINE
 from pathlib import Path
@@ -43,20 +44,30 @@ class Block:
         """
         lines = re.sub(r"\\\n\s*", "", self.body).splitlines()
         if self.language in SHELL:
-            prompts = [line for line in lines if line.startswith("$ ")]
-            return [
-                words
-                for line in prompts or lines
-                if (words := shlex.split(line.removeprefix("$ "), comments=True))
-            ]
-        if self.language == "text":
+            prompts = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+            typed = [shlex.split(line, comments=True) for line in prompts or lines]
+        elif self.language == "text":
             ours = [line.removeprefix("$ ") for line in lines]
-            return [
-                shlex.split(re.split(r"\s{2,}", one)[0])
-                for one in ours
-                if one.startswith(("interlock ", "curl "))
-            ]
-        return []
+            ours = [line for line in ours if line.startswith(("interlock ", "curl "))]
+            typed = [shlex.split(re.split(r"\s{2,}", line)[0]) for line in ours]
+        else:
+            typed = []
+        return [command for words in typed for command in _split(words) if command]
+
+
+def _split(words: list[str]) -> Iterator[list[str]]:
+    """The commands of a line, without the files that they read and write."""
+    command: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word in ("|", "&&", ";"):
+            yield command
+            command = []
+        elif re.fullmatch(r"[012]?(?:>>?|<)", word):
+            next(rest)
+        else:
+            command.append(word)
+    yield command
 
 
 def blocks_of(page: Path) -> list[Block]:

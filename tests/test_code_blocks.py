@@ -8,8 +8,8 @@ toml
 json, yaml
     parsed
 sh, console, and the lines of a text that begin with a command
-    ``interlock`` is parsed by the command line, and run against a server if it prints and ends; ``curl`` is sent
-    to a server; others are in `OTHERS`, each with the reason why it is not run
+    ``interlock`` is parsed by the command line, and run against a server if it prints and ends; ``curl`` is
+    sent to a server; others are in `OTHERS`, each with the reason why it is not run
 mermaid
     drawn from the code by a test of its own
 text
@@ -197,5 +197,5 @@ def test_a_text_is_no_way_around() -> None:
         README, 0, "text", "interlock limits set tools 12   for all\n\ncurl \\\n  -X POST x\nsaid: 1\n", ""
     )
     assert text.commands() == [["interlock", "limits", "set", "tools", "12"], ["curl", "-X", "POST", "x"]]
-    console = Block(README, 0, "console", "$ interlock status\nprovider 0/4\n", "")
-    assert console.commands() == [["interlock", "status"]]
+    console = Block(README, 0, "console", "$ interlock status --json > a && cat a | jq .\nprovider 0/4\n", "")
+    assert console.commands() == [["interlock", "status", "--json"], ["cat", "a"], ["jq", "."]]
