@@ -3,7 +3,7 @@ PY := .venv/bin/python
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-deep check bench lock
+.PHONY: help demo serve test test-deep check docs bench lock
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ check: $(READY) ## format, lint, types and architecture (seconds)
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 	$(PY) -m pytest -q tests/test_architecture.py
+
+docs: $(READY) ## the documentation site, in build/site (any warning fails)
+	$(PY) docs/build.py
 
 bench: $(READY) ## the benchmarks, side by side with their peers
 	$(PY) -m bench

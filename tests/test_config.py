@@ -70,10 +70,14 @@ strategy = "fifo"
 [agents.coder]
 type = "command"
 command = ["my-agent", "--json"]
+input = "argument"
+output = "text"
 [agents.writer]
 type = "chat"
 provider = "openai"
 model = "gpt-5"
+dialect = "anthropic"
+system = "Be brief."
 [agents.mine]
 type = "python"
 target = "my_module:my_agent"
@@ -228,8 +232,12 @@ def test_everything_can_be_written() -> None:
         gateway=GatewayConfig(ping_after=5.0, timeout=600.0, max_body=1 << 20),
         pools={"coders": PoolConfig(agent="coder", size=2, max_overflow=0, strategy="fifo")},
         agents={
-            "coder": AgentConfig(type="command", command=("my-agent", "--json")),
-            "writer": AgentConfig(type="chat", provider="openai", model="gpt-5"),
+            "coder": AgentConfig(
+                type="command", command=("my-agent", "--json"), input="argument", output="text"
+            ),
+            "writer": AgentConfig(
+                type="chat", provider="openai", model="gpt-5", dialect="anthropic", system="Be brief."
+            ),
             "mine": AgentConfig(type="python", target="my_module:my_agent"),
         },
     )
@@ -438,6 +446,11 @@ STORE = 'is not "memory:", "sqlite:///file.db", "sqlite:////directory/file.db" o
             '"os.system" is not "module:name", such as "my_agents:coder"',
         ),
         ('[agents.a]\ntype = "command"\ncommand = []', "agents.a.command", f"a list {COMMAND}"),
+        (
+            '[agents.a]\ntype = "command"\ncommand = ["x"]\noutput = "xml"',
+            "agents.a.output",
+            '"xml" is not "json" or "text"',
+        ),
         (
             '[agents.a]\ntype = "chat"\nprovider = "p"\nmodel = "m"',
             "agents.a.provider",

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import re
-import shlex
 import subprocess
 import sys
 import tomllib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from inspect import CO_COROUTINE
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
@@ -24,28 +21,15 @@ from openai import AsyncOpenAI
 import processes
 from interlock import config
 from interlock.config import load_config
+from pages import FENCE, PAGES, README, ROOT, SHELL, blocks, blocks_of, run_code, without_blocks
 from processes import Running, mock_provider
 
-ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 KEYS = {"OPENAI_API_KEY": "sk-openai", "ANTHROPIC_API_KEY": "sk-anthropic"}
-
-_BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_SHELL = {"console", "sh", "bash", "shell"}
-_KNOWN = _SHELL | {"python", "toml", "text", "mermaid", "yaml", "json"}
-
-
-def blocks(page: Path, *languages: str) -> list[str]:
-    """The fenced blocks of *page* in any of *languages*."""
-    text = page.read_text(encoding="utf-8")
-    return [body for language, body in _BLOCK.findall(text) if language.strip() in languages]
 
 
 def commands() -> list[list[str]]:
     """Every command line of the README, in words; comments and prompts are no part of it."""
-    lines = [line.removeprefix("$ ") for block in blocks(README, *_SHELL) for line in block.splitlines()]
-    return [words for line in lines if (words := shlex.split(line, comments=True))]
+    return [words for block in blocks_of(README) if block.language in SHELL for words in block.commands()]
 
 
 def page_id(value: object) -> str:
@@ -60,9 +44,9 @@ def test_the_first_screen_is_complete() -> None:
     first = README.read_text(encoding="utf-8").split("\n## ")[0]
     introduction = first.split("\n\n")[1].replace("\n", " ")
     assert len(re.findall(r"[.!?](?= |$)", introduction)) == 2
-    (code,) = [body for language, body in _BLOCK.findall(first) if language == "python"]
+    (code,) = [body for language, body in FENCE.findall(first) if language == "python"]
     assert len(list(filter(None, code.splitlines()))) == 6
-    shell = [body for language, body in _BLOCK.findall(first) if language in _SHELL]
+    shell = [body for language, body in FENCE.findall(first) if language in SHELL]
     assert [line.split("#")[0].strip() for line in shell[0].splitlines()] == ["make demo", "make test"]
     assert [line.partition("=")[0] for line in shell[1].splitlines()] == [
         "export OPENAI_BASE_URL",
@@ -125,7 +109,7 @@ def mentioned() -> dict[str, set[str]]:
     """The commands of ours that any page mentions in passing, each with the options that it mentions."""
     found: dict[str, set[str]] = {}
     for page in PAGES:
-        text = _BLOCK.sub("", page.read_text(encoding="utf-8"))
+        text = without_blocks(page)
         for words, options in re.findall(r"`interlock((?: [a-z-]+)*)((?: --[a-z-]+(?: [^` ]+)?)*)`", text):
             found.setdefault(words.strip(), set()).update(re.findall(r"--[a-z-]+", options))
     return found
@@ -240,16 +224,6 @@ async def test_the_two_variables_gate_the_real_sdks(home: Path, monkeypatch: pyt
 # -- code ----------------------------------------------------------------------------------------------------
 
 
-async def run_code(code: str, source: Path) -> dict[str, Any]:
-    """Run *code* as ``python -m asyncio`` would; the names that it leaves behind."""
-    compiled = compile(code, str(source), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-    names: dict[str, Any] = {"__name__": "__main__"}
-    result = eval(compiled, names)
-    if compiled.co_flags & CO_COROUTINE:
-        await result
-    return names
-
-
 async def test_six_lines_gate_an_sdk(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The call arrives, and its slot cools at the gate that the lines made."""
     (code,) = blocks(README, "python")
@@ -261,31 +235,6 @@ async def test_six_lines_gate_an_sdk(home: Path, monkeypatch: pytest.MonkeyPatch
         assert (await reading(f"{provider}/stats"))["served"] == 1
         await names["client"].close()
         await names["gate"].aclose()
-
-
-def code_of_the_docs() -> list[Any]:
-    pages = [page for page in PAGES if page != README]
-    return [
-        pytest.param(page, code, id=f"{page.stem}-{number}")
-        for page in pages
-        for number, code in enumerate(blocks(page, "python"))
-    ]
-
-
-@pytest.mark.parametrize(("page", "code"), code_of_the_docs())
-async def test_code_of_the_docs_runs(page: Path, code: str) -> None:
-    """Examples in the docs need no network, and assert what they show."""
-    await run_code(code, page)
-
-
-@pytest.mark.parametrize("page", PAGES, ids=page_id)
-def test_configurations_are_valid(page: Path, tmp_path: Path) -> None:
-    """Every TOML block of any page loads as it stands."""
-    keys = {**KEYS, "GLM_API_KEY": "key", "INTERLOCK_TOKEN": "token"}
-    for text in blocks(page, "toml"):
-        file = tmp_path / "interlock.toml"
-        file.write_text(text)
-        load_config(file, keys)
 
 
 # -- the reference of the configuration ----------------------------------------------------------------------
@@ -380,13 +329,13 @@ def test_absent_keys_are_none_by_default() -> None:
 
 def anchors(page: Path) -> set[str]:
     """The headings of *page*, as they are linked to."""
-    headings = re.findall(r"^#+ (.+)$", _BLOCK.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", without_blocks(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_links_lead_somewhere(page: Path) -> None:
-    text = _BLOCK.sub("", page.read_text(encoding="utf-8"))
+    text = without_blocks(page)
     broken = []
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
         if link.startswith(("https://", "http://")):
@@ -401,15 +350,6 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_files_that_are_named_exist(page: Path) -> None:
     """Whatever is written as code and begins like a path of the repository is one."""
-    text = _BLOCK.sub("", page.read_text(encoding="utf-8"))
+    text = without_blocks(page)
     named = re.findall(r"`((?:src|tests|docs|examples|bench|requirements)/[\w./*-]*)(?:::\w+)?`", text)
     assert [path for path in named if not any(ROOT.glob(path.rstrip("/")))] == []
-
-
-@pytest.mark.parametrize("page", PAGES, ids=page_id)
-def test_every_block_says_its_language(page: Path) -> None:
-    """So that no example escapes the tests above."""
-    languages = [language.strip() for language, _ in _BLOCK.findall(page.read_text(encoding="utf-8"))]
-    assert [language for language in languages if language not in _KNOWN] == []
-    if page != README:
-        assert not set(languages) & _SHELL, "commands stand in the README, where they are run"

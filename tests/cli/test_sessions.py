@@ -261,12 +261,6 @@ def documented() -> list[str]:
     return [re.split(r" {2,}", line)[0] for line in lines if line.startswith("interlock ")]
 
 
-@pytest.mark.parametrize("line", documented())
-def test_every_command_of_the_page_can_be_given(line: str) -> None:
-    """With these words and options."""
-    app.parse_args(shlex.split(line)[1:], exit_on_error=False, print_error=False)
-
-
 def test_every_command_is_on_the_page() -> None:
     assert {line.split()[1] for line in documented()} >= set(NAMES)
 

@@ -77,8 +77,8 @@ def _fields(kind: type[msgspec.Struct]) -> dict[str, tuple[msgspec.structs.Field
         shape = field.type
         if get_origin(shape) is Annotated:
             shape = shape.__metadata__[0]
-        elif get_origin(shape) is Literal:
-            shape = partial(one_of, get_args(shape))
+        elif choices := [one for one in (shape, *get_args(shape)) if get_origin(one) is Literal]:
+            shape = partial(one_of, get_args(choices[0]))  # of "this or that, or nothing" as well
         if shape is not str:
             fields[field.encode_name] = field, shape
     return fields
