@@ -69,7 +69,7 @@ def create_app(
         book = TokenBook(MemoryStore(), gate.clock, server.token)
 
     metrics = FleetMetrics(gate.admission, gate, sessions, providers=gateway.providers)
-    gateway.on_ended = metrics.ended
+    gateway.on_ended.append(metrics.ended)
     watched = FleetStreams(Overview(gate, fleet, sessions).read, clock=gate.clock)
     desk.on_drain(watched.close)
 
