@@ -44,8 +44,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from interlock.admission.waits import WaitEnded, WaitWatcher
-    from interlock.core.model import Outcome
+    from interlock.core.model import Claims, Outcome, Rank
     from interlock.ports import Clock, TimerHandle
+
+_CROWD = 1000
 
 
 class _Parked:
@@ -154,8 +156,8 @@ class Shell:
         permit, now_ms = waiter.permit, self._now_ms()
         # The one it joined was less patient, or entered and left before this one came to run.
         outlived = isinstance(error, AcquireTimeout) and (deadline_ms is None or deadline_ms > now_ms)
-        missed = permit is not None and permit.ended == "released" and waiter.key is not None
-        if outlived or missed:
+        missed = permit is not None and permit.ended == "released"
+        if waiter.key is not None and (outlived or missed):
             return (yield from self._admit(request.again(waiter.since_ms, deadline_ms, now_ms)))
         if error is not None:
             raise error
@@ -204,7 +206,7 @@ class Shell:
             return None
         charged = waiter.charged
         names = tuple(limit.name for limit, _ in charged.limits)
-        ahead = partial(position, charged, waiter.rank)
+        ahead = partial(_position, charged, waiter.rank)
         return begin(self.on_wait, Wait(names, waiter.owner, waiter.rank[0], ahead))
 
     def _give_up(self, waiter: Waiter, parked: _Parked) -> None:
@@ -389,6 +391,12 @@ class Shell:
 
     def _rounded_now(self) -> int:
         return to_ms(self.clock.now())
+
+
+def _position(claims: Claims, rank: Rank) -> int | None:
+    """How many go before *rank*; None where so many wait that to count them would hold everybody up."""
+    crowd = sum(len(limit.waiters) for limit, _ in claims.limits)
+    return position(claims, rank) if crowd <= _CROWD else None
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

@@ -101,6 +101,7 @@ async def run(config: Config, file: ConfigFile) -> int:
             timeout=config.gateway.timeout,
             max_body=config.gateway.max_body,
         )
+        gateway.tracing = fleet.telemetry
         shown = Fleet(fleet.limits, fleet.limiter, fleet.governor, fleet.pools)
         expected = Expected(tuple(config.agents), config.retention.max_events_per_session)
         doctor = Doctor(fleet.gate, fleet.ledger, fleet.store, expected)

@@ -19,6 +19,7 @@ from interlock.admission.remote.asks import Ask, RemotePermit, hold_words, more_
 from interlock.admission.remote.leases import Held, LeaseKeeper, now
 from interlock.admission.remote.link import Link
 from interlock.admission.validation import check_seconds
+from interlock.admission.waits import Wait, begin
 from interlock.admission.wire import GENERATED, error_from_wire
 from interlock.clock import SystemClock
 from interlock.errors import (
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from interlock.admission.permit import Acquisition, Permit
+    from interlock.admission.waits import WaitWatcher
     from interlock.core import model
     from interlock.core.model import Outcome
 
@@ -68,6 +70,8 @@ class Exchange:
         self._handed_over: dict[model.Permit, object] = {}
         self._link = Link(url, token, lease, self._client, self)
         self._keeper = LeaseKeeper(url, token, lease, self._held, self._forget)
+        self.on_wait: list[WaitWatcher] = []
+        """Told of every wait, by the task that waits."""
 
     # -- asking
 
@@ -79,11 +83,18 @@ class Exchange:
 
     def _admit(self, request: Acquisition) -> Generator[Any, None, Permit]:
         ask = self._request(request)
+        how = "cancelled"
+        wait = Wait(request.names, request.owner, request.priority, _unknown)
+        ended = begin(self.on_wait, wait) if self.on_wait else None
         try:
             yield from ask.future
+            how = "granted" if ask.error is None else ask.error.code
         except BaseException:
             self._give_up(ask)
             raise
+        finally:
+            if ended is not None and ask.queued:
+                ended(how, ask.age)
         if ask.error is not None:
             raise ask.error
         held = ask.held
@@ -403,6 +414,7 @@ class Exchange:
         ask = self._asks.get(number)
         if ask is not None:
             ask.since = since
+            ask.queued = True
             told, ask.told = ask.told, None
             if told is not None:
                 call_back(told)
@@ -421,3 +433,7 @@ class Exchange:
 
     def _viewed(self, number: int, view_number: int, at: float, view: Any) -> None:
         raise NotImplementedError
+
+
+def _unknown() -> None:
+    """The place in line is the server's to know."""

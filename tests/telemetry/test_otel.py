@@ -1,0 +1,401 @@
+"""OpenTelemetry, through real calls and real runs: spans, where they belong, numbers, and no secrets."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry import metrics, trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
+from opentelemetry.semconv._incubating.metrics import gen_ai_metrics
+from opentelemetry.semconv.attributes import error_attributes, http_attributes, server_attributes
+from opentelemetry.trace import SpanKind, StatusCode
+
+from gateways import OK, answer, call, chat, gateway, until, upstream
+from interlock import LocalAdmission, ProviderGate, RemoteAdmission, RunFailed, SessionServer
+from interlock.errors import AcquireTimeout
+from interlock.http.gateway.call import GatewayProvider
+from interlock.session.context import RunContext
+from interlock.stores.memory import MemoryStore
+from interlock.telemetry import genai
+from interlock.telemetry.otel import instrument
+from processes import serve
+
+TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+TRACEPARENT = f"00-{TRACE}-{PARENT}-01".encode()
+
+
+@dataclass
+class Sdk:
+    """An SDK that keeps what it is told."""
+
+    exporter: InMemorySpanExporter = field(default_factory=InMemorySpanExporter)
+    reader: InMemoryMetricReader = field(default_factory=InMemoryMetricReader)
+
+    def __post_init__(self) -> None:
+        self.tracers = TracerProvider()
+        self.tracers.add_span_processor(SimpleSpanProcessor(self.exporter))
+        self.meters = MeterProvider([self.reader])
+        self.providers: dict[str, Any] = {"tracer_provider": self.tracers, "meter_provider": self.meters}
+
+    def spans(self, name: str) -> list[ReadableSpan]:
+        """Those that have ended, in the order of their ends."""
+        return [span for span in self.exporter.get_finished_spans() if span.name == name]
+
+    def points(self) -> dict[str, list[Any]]:
+        """The data points of every metric, by its name."""
+        data = self.reader.get_metrics_data()
+        assert data is not None
+        found = data.resource_metrics[0].scope_metrics[0].metrics
+        return {metric.name: list(metric.data.data_points) for metric in found}
+
+
+@pytest.fixture
+def sdk() -> Iterator[Sdk]:
+    made = Sdk()
+    yield made
+    made.tracers.shutdown()
+    made.meters.shutdown()
+
+
+def hexed(span: ReadableSpan) -> str:
+    assert span.context is not None
+    return f"{span.context.span_id:016x}"
+
+
+def parent(span: ReadableSpan) -> str | None:
+    return None if span.parent is None else f"{span.parent.span_id:016x}"
+
+
+def said(span: ReadableSpan) -> dict[str, Any]:
+    return dict(span.attributes or {})
+
+
+async def test_a_gateway_call_that_waited(sdk: Sdk) -> None:
+    """The caller's trace goes on: its call has the wait and the provider's call below it, and the provider
+    is sent the latter as its parent. Everything else is sent as it came."""
+    async with upstream() as provider, gateway(provider.url, limit=1) as served:
+        served.app.tracing = instrument(served.admission, **sdk.providers)
+        first = asyncio.create_task(call(served.url, body=chat("first")))
+        exchange = await provider.next()
+        headers = [
+            (b"X-Interlock-Conversation", b"conv-1"),
+            (b"TraceParent", TRACEPARENT),
+            (b"tracestate", b"vendor=1"),
+            (b"X-Mine", b"kept"),
+        ]
+        second = asyncio.create_task(call(served.url, headers=headers, body=chat("second")))
+        await served.waits(1)
+        gauges = {name: points for name, points in sdk.points().items() if name.startswith("interlock.limit")}
+        exchange.write(OK)
+        sent = await provider.next()
+        sent.write(OK)
+        assert [(await one).status for one in (first, second)] == [200, 200]
+        await served.idle()
+
+    served_call = sdk.spans("POST /gateway/{provider}/{path}")[1]
+    (wait,) = sdk.spans("interlock.wait")
+    client = sdk.spans("chat m")[1]
+    assert (served_call.kind, wait.kind, client.kind) == (
+        SpanKind.SERVER,
+        SpanKind.INTERNAL,
+        SpanKind.CLIENT,
+    )
+    assert parent(served_call) == PARENT
+    assert parent(wait) == parent(client) == hexed(served_call)
+    assert sent.header(b"traceparent") == f"00-{TRACE}-{hexed(client)}-01".encode()
+    assert sent.header(b"tracestate") == b"vendor=1"
+    names = [name.lower() for name, _ in sent.headers]
+    assert names.count(b"traceparent") == 1
+    assert sent.header(b"x-mine") == b"kept"
+    assert sent.body == chat("second")
+
+    waited = said(wait)
+    assert waited.pop("interlock.wait.seconds") > 0
+    assert waited == {
+        "interlock.provider": "p",
+        "interlock.limits": ("global", "provider:p", "streams"),
+        "interlock.wait.outcome": "granted",
+        "interlock.wait.position": 0,
+        "interlock.priority": 0,
+        "interlock.owner": "conv-1",
+    }
+    host, _, port = provider.url.removeprefix("http://").partition(":")
+    assert said(client) == {
+        "gen_ai.provider.name": "p",
+        "gen_ai.operation.name": "chat",
+        "gen_ai.request.model": "m",
+        "gen_ai.conversation.id": "conv-1",
+        "server.address": host,
+        "server.port": int(port),
+        "interlock.attempt": 0,
+        "http.response.status_code": 200,
+    }
+    assert said(served_call)["interlock.outcome"] == "answered"
+    assert {
+        name: {point.attributes["interlock.limit.name"]: point.value for point in points}["provider:p"]
+        for name, points in gauges.items()
+    } == {
+        "interlock.limit.capacity": 1,
+        "interlock.limit.in_use": 1,
+        "interlock.limit.cooling": 0,
+        "interlock.limit.waiting": 1,
+    }
+    (duration,) = sdk.points()["gen_ai.client.operation.duration"]
+    assert (duration.count, duration.attributes["gen_ai.request.model"]) == (2, "m")
+    waits = sdk.points()["interlock.wait.duration"]
+    assert {point.attributes["interlock.limit.name"]: point.count for point in waits} == {
+        "provider:p": 1,
+        "streams": 1,
+        "global": 1,
+    }
+
+
+async def test_every_attempt_has_its_span_and_none_has_a_secret(sdk: Sdk) -> None:
+    """A 429 that says the key back, then an error that does; the canary is in headers, query, body and path."""
+    canary = "sk-canary-0123456789"
+    body = b'{"error": {"message": "slow down, %b"}}' % canary.encode()
+    async with upstream() as provider:
+        known = GatewayProvider("p", provider.url, api_key=canary)
+        async with gateway(known, limit=2) as served:
+            served.app.tracing = instrument(served.admission, **sdk.providers)
+            provider.will_answer(
+                answer(429, body, (b"retry-after-ms", b"1")), answer(500, body), answer(200, body)
+            )
+            target = f"/gateway/p/v1/{canary}/chat/completions?key={canary}"
+            headers = [(b"authorization", f"Bearer {canary}".encode()), (b"x-api-key", canary.encode())]
+            first = await call(served.url, "POST", target, headers, chat(canary))
+            assert first.status == 500
+            odd = await call(served.url, "POST", "/gateway/p/v1/else", headers, b"{}")
+            assert odd.status == 200
+            nobody = await call(served.url, "POST", f"/gateway/{canary}/v1/chat", headers, b"{}")
+            assert nobody.status == 404
+            await served.idle()
+    attempts = sdk.spans("chat m")
+    assert [said(one)["interlock.attempt"] for one in attempts] == [0, 1]
+    assert [said(one)["error.type"] for one in attempts] == ["429", "500"]
+    assert {one.status.status_code for one in attempts} == {StatusCode.ERROR}
+    assert "gen_ai.operation.name" not in said(sdk.spans("call")[0])
+    outcomes = [said(one)["interlock.outcome"] for one in sdk.spans("POST /gateway/{provider}/{path}")]
+    assert outcomes == ["upstream_error", "answered", "refused"]
+    exported = "".join(span.to_json() for span in sdk.exporter.get_finished_spans())
+    assert canary not in exported
+    assert canary not in repr(sdk.points())
+
+
+async def test_who_leaves_or_is_cut_off_ends_its_spans(sdk: Sdk) -> None:
+    """Each attempt says what broke it, once."""
+    async with upstream() as provider, gateway(provider.url) as served:
+        served.app.tracing = instrument(served.admission, **sdk.providers)
+        left = asyncio.create_task(call(served.url, body=chat()))
+        exchange = await provider.next()
+        left.cancel()
+        async with asyncio.timeout(5):
+            await exchange.left.wait()
+        await until(lambda: not served.app.calls)
+        torn = asyncio.create_task(call(served.url, body=chat()))
+        exchange = await provider.next()
+        exchange.write(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{")
+        exchange.reset()
+        with pytest.raises(asyncio.IncompleteReadError):
+            await torn
+        await served.idle()
+    assert [said(one)["error.type"] for one in sdk.spans("chat m")] == ["cancelled", "reset"]
+    calls = sdk.spans("POST /gateway/{provider}/{path}")
+    assert [said(one)["interlock.outcome"] for one in calls] == ["left", "torn"]
+
+
+async def test_without_spans_the_callers_context_passes_as_it_came() -> None:
+    """The API alone, with nobody behind it: what a later version of the header says is kept, too."""
+    later = b"01-" + TRACEPARENT[3:] + b"-more"
+    async with upstream() as provider, gateway(provider.url) as served:
+        served.app.tracing = instrument(
+            served.admission,
+            tracer_provider=trace.NoOpTracerProvider(),
+            meter_provider=metrics.NoOpMeterProvider(),
+        )
+        provider.will_answer(OK)
+        await call(served.url, headers=[(b"TraceParent", later)], body=chat())
+        exchange = await provider.next()
+        assert [value for name, value in exchange.headers if name.lower() == b"traceparent"] == [later]
+
+
+async def test_a_run_is_a_trace_with_what_it_waited_for(sdk: Sdk) -> None:
+    """In process: a span for each run, and below it the wait of its gate; an error is its code alone."""
+    admission = LocalAdmission()
+    gate = ProviderGate(admission=admission, default_cooldown=0)
+    await gate.set_limit("p", 1)
+    store = MemoryStore()
+    for _ in range(2):  # the second does nothing
+        instrument(admission, store, **sdk.providers)
+    taken = await gate.acquire("p", "other")
+
+    async def agent(run: RunContext) -> None:
+        assert run.gate is not None
+        if run.input == {"wait": "no"}:
+            raise ValueError("canary-words")
+        async with run.gate.acquire("p"):
+            pass
+
+    server = await SessionServer.start(store, agent, session_id="s", gate=gate)
+    with sdk.tracers.get_tracer("test").start_as_current_span("who submits"):
+        waits = await server.submit_run({"wait": "yes"})
+        await until(lambda: gate.reading("p").waiting)
+    taken.release()
+    await server.await_run(waits, timeout=5)
+    with pytest.raises(RunFailed):
+        await server.execute_run({"wait": "no"}, timeout=5)
+    await server.close()
+    with pytest.raises(AcquireTimeout):
+        async with gate.acquire("p"):
+            await gate.acquire("p", timeout=0.001)
+    await gate.aclose()
+
+    done, failed = sdk.spans("interlock.run")
+    waited, late = sdk.spans("interlock.wait")
+    assert parent(done) is None
+    assert parent(waited) == hexed(done)
+    assert said(done) | {"interlock.wait.seconds": 0} == {
+        "gen_ai.operation.name": "invoke_agent",
+        "gen_ai.conversation.id": "s",
+        "interlock.run.id": waits,
+        "interlock.run.attempt": 1,
+        "interlock.run.status": "completed",
+        "interlock.wait.seconds": 0,
+        "interlock.priority": 0,
+    }
+    assert (said(failed)["interlock.run.status"], said(failed)["error.type"]) == ("failed", "internal_error")
+    assert said(waited)["interlock.owner"] == waits
+    assert (said(late)["interlock.wait.outcome"], said(late)["error.type"]) == ("timeout", "timeout")
+    assert "canary-words" not in "".join(span.to_json() for span in sdk.exporter.get_finished_spans())
+    assert len(sdk.points()["interlock.wait.duration"]) == 1
+
+
+async def test_waits_at_a_server_have_spans_where_they_are_awaited(sdk: Sdk, tmp_path: Path) -> None:
+    """What the server grants at once is no wait; its place in line is not known here."""
+    config = 'store = "memory:"\n[limits]\ntools = 1\n'
+    async with serve(tmp_path, config) as server:
+        admission = RemoteAdmission(server.url)
+        instrument(admission, **sdk.providers)
+        with sdk.tracers.get_tracer("test").start_as_current_span("caller") as caller:
+            first = await admission.acquire("tools")
+            queued = asyncio.Event()
+
+            async def second() -> None:
+                (await admission.acquire("tools", owner="ben", on_queued=queued.set)).release()
+
+            waiting = asyncio.create_task(second())
+            async with asyncio.timeout(5):
+                await queued.wait()
+                first.release()
+                await waiting
+        await admission.aclose()
+    (wait,) = sdk.spans("interlock.wait")
+    assert parent(wait) == f"{caller.get_span_context().span_id:016x}"
+    waited = said(wait)
+    assert waited.pop("interlock.wait.seconds") > 0
+    assert waited == {
+        "interlock.limits": ("tools",),
+        "interlock.wait.outcome": "granted",
+        "interlock.priority": 0,
+        "interlock.owner": "ben",
+    }
+
+
+async def test_nothing_is_imported_where_nobody_set_it_up(tmp_path: Path) -> None:
+    """A fleet in a process without an SDK is not traced; with one, it is, by being opened."""
+    code = (
+        "import asyncio, sys\n"
+        "{}\n"
+        "from interlock import Interlock\n"
+        "from interlock.config import Config\n"
+        "async def main():\n"
+        "    async with Interlock(Config(store='memory:')) as fleet:\n"
+        "        print(fleet.telemetry is not None, 'opentelemetry' in sys.modules)\n"
+        "asyncio.run(main())\n"
+    )
+    sets_up = (
+        "from opentelemetry import trace; from opentelemetry.sdk.trace import TracerProvider; "
+        "trace.set_tracer_provider(TracerProvider())"
+    )
+    assert await python(code.format(""), tmp_path) == "False False\n"
+    assert await python(code.format("import opentelemetry.trace"), tmp_path) == "False True\n"
+    assert await python(code.format(sets_up), tmp_path) == "True True\n"
+
+
+async def python(code: str, cwd: Path) -> str:
+    import sys
+
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-W", "error", "-c", code, cwd=cwd, stdout=asyncio.subprocess.PIPE
+    )
+    async with asyncio.timeout(30):
+        printed, _ = await process.communicate()
+    return printed.decode()
+
+
+def test_names_are_those_of_the_conventions() -> None:
+    """Every constant of ours is one of theirs."""
+    theirs = {
+        value
+        for module in (
+            gen_ai_attributes,
+            gen_ai_metrics,
+            error_attributes,
+            http_attributes,
+            server_attributes,
+        )
+        for value in vars(module).values()
+        if isinstance(value, str) and re.fullmatch(r"[a-z_.]+", value)
+    }
+    operations = {one.value for one in gen_ai_attributes.GenAiOperationNameValues}
+    ours = {name: value for name, value in vars(genai).items() if name.isupper() and isinstance(value, str)}
+    assert len(ours) > 12
+    assert {name for name, value in ours.items() if value not in theirs | operations} == set()
+
+
+@pytest.mark.parametrize(
+    ("path", "operation"),
+    [
+        ("/v1/chat/completions", "chat"),
+        ("/v1/responses", "chat"),
+        ("/v1/messages/", "chat"),
+        ("/v1/completions", "text_completion"),
+        ("/v1/embeddings", "embeddings"),
+        ("/v1/responses/resp_1/cancel", None),
+        ("/", None),
+    ],
+)
+def test_operations_are_told_by_the_path(path: str, operation: str | None) -> None:
+    assert genai.operation(path) == operation
+
+
+def test_the_page_tells_every_metric(sdk: Sdk) -> None:
+    """Its table is the metrics that there are, each with its description, and names the spans."""
+    admission = LocalAdmission()
+    admission.configure("tools", 1)
+    telemetry = instrument(admission, **sdk.providers)
+    numbers = telemetry._numbers
+    numbers.waited(["tools"], 1.0)
+    numbers.called({}, 1.0)
+    data = sdk.reader.get_metrics_data()
+    assert data is not None
+    told = {one.name: one.description for one in data.resource_metrics[0].scope_metrics[0].metrics}
+    page = (Path(__file__).parents[2] / "docs/telemetry.md").read_text()
+    section = page.partition("## OpenTelemetry")[2].partition("\n## ")[0]
+    rows = re.findall(
+        r"^\| `([\w.]+)` \| (?:histogram, s|gauge) \| [^|]+ \| (.*?) \|$", section, re.MULTILINE
+    )
+    assert dict(rows) == told
+    for span in ("interlock.wait", "interlock.run", "POST /gateway/{provider}/{path}"):
+        assert f"| `{span}` |" in section
