@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -162,7 +164,7 @@ async def test_a_gateway_call_that_waited(sdk: Sdk) -> None:
 
 
 async def test_every_attempt_has_its_span_and_none_has_a_secret(sdk: Sdk) -> None:
-    """A 429 that says the key back, then an error that does; the canary is in headers, query, body and path."""
+    """A 429 that says the key back, then an error that does; the canary is in everything else as well."""
     canary = "sk-canary-0123456789"
     body = b'{"error": {"message": "slow down, %b"}}' % canary.encode()
     async with upstream() as provider:
@@ -333,9 +335,29 @@ async def test_nothing_is_imported_where_nobody_set_it_up(tmp_path: Path) -> Non
     assert await python(code.format(sets_up), tmp_path) == "True True\n"
 
 
-async def python(code: str, cwd: Path) -> str:
-    import sys
+async def test_a_server_is_traced_when_its_process_was_set_up(tmp_path: Path) -> None:
+    """As `opentelemetry-instrument` does it: by a module that the interpreter loads before anything else."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "from opentelemetry import trace\n"
+        "from opentelemetry.sdk.trace import TracerProvider\n"
+        "from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor\n"
+        "shown = ConsoleSpanExporter(sys.stderr, formatter=lambda span: span.name + chr(10))\n"
+        "trace.set_tracer_provider(TracerProvider())\n"
+        "trace.get_tracer_provider().add_span_processor(SimpleSpanProcessor(shown))\n"
+    )
+    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    async with upstream() as provider:
+        config = f'store = "memory:"\n[providers.p]\nbase_url = "{provider.url}"\n'
+        async with serve(tmp_path, config, {"PYTHONPATH": path}) as server:
+            provider.will_answer(OK)
+            assert (await call(server.url, body=chat())).status == 200
+            await until(lambda: "POST /gateway" in server.stderr())
+            assert server.stderr() == "chat m\nPOST /gateway/{provider}/{path}\n"
 
+
+async def python(code: str, cwd: Path) -> str:
+    """What *code* prints, in a process of its own."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-W", "error", "-c", code, cwd=cwd, stdout=asyncio.subprocess.PIPE
     )
