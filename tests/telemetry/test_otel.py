@@ -342,7 +342,7 @@ async def test_a_server_is_traced_when_its_process_was_set_up(tmp_path: Path) ->
         "from opentelemetry import trace\n"
         "from opentelemetry.sdk.trace import TracerProvider\n"
         "from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor\n"
-        "shown = ConsoleSpanExporter(sys.stderr, formatter=lambda span: span.name + chr(10))\n"
+        "shown = ConsoleSpanExporter(out=sys.stderr, formatter=lambda span: span.name + chr(10))\n"
         "trace.set_tracer_provider(TracerProvider())\n"
         "trace.get_tracer_provider().add_span_processor(SimpleSpanProcessor(shown))\n"
     )
