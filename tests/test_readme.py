@@ -24,6 +24,7 @@ from openai import AsyncOpenAI
 import processes
 from interlock import config
 from interlock.config import load_config
+from interlock.testing.simulator import read_scenario
 from processes import Running, mock_provider
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -280,9 +281,12 @@ async def test_code_of_the_docs_runs(page: Path, code: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_configurations_are_valid(page: Path, tmp_path: Path) -> None:
-    """Every TOML block of any page loads as it stands."""
+    """Every TOML block of any page loads as it stands, one with a workload as a scenario."""
     keys = {**KEYS, "GLM_API_KEY": "key", "INTERLOCK_TOKEN": "token"}
     for text in blocks(page, "toml"):
+        if "[[workload]]" in text:
+            read_scenario(tomllib.loads(text))
+            continue
         file = tmp_path / "interlock.toml"
         file.write_text(text)
         load_config(file, keys)
