@@ -39,6 +39,7 @@ app.command("interlock.cli.simulate:simulate_file", name="simulate")
 app.command("interlock.cli.doctor:doctor", name="doctor")
 app.command("interlock.cli.token:token_app", name="token")
 app.command("interlock.cli.mock_provider:mock_provider", name="mock-provider")
+app.command("interlock.cli.completion:completion", name="completion")
 
 config_app = App(name="config", help="Look at a configuration.")
 config_app.command("interlock.cli.config:check", name="check")

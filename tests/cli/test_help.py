@@ -1,0 +1,88 @@
+"""Every command explains itself, prints JSON where it prints, and its example can be typed."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+
+import pytest
+from cyclopts import App
+
+from interlock.cli import app
+from shells import Shell
+
+WITHOUT_JSON = {
+    ("serve",): "its output is where it listens and what its file has changed",
+    ("completion",): "its output is a script",
+}
+
+
+def commands(group: App = app, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], App]]:
+    """Every command that does something, subcommands included, with the words that name it."""
+    for name in group:
+        if name.startswith("-"):
+            continue
+        command = group[name]
+        if command.default_command is not None:
+            yield (*path, name), command
+        yield from commands(command, (*path, name))
+
+
+ALL = [pytest.param(words, command, id=" ".join(words)) for words, command in commands()]
+
+
+def options(command: App) -> dict[str, str]:
+    """The options of *command*, each with its help."""
+    found = command.assemble_argument_collection()
+    return {name: one.parameter.help or "" for one in found for name in one.names}
+
+
+def examples(command: App) -> list[list[str]]:
+    """The command lines after "Example:" in its docstring."""
+    lines = (command.default_command.__doc__ or "").splitlines()
+    said = [line.partition("Example: ")[2] for line in lines if "Example: " in line]
+    return [shlex.split(line) for line in said]
+
+
+def test_commands_are_found_with_their_subcommands() -> None:
+    found = {words for words, _ in commands()}
+    assert {("serve",), ("limits",), ("limits", "set"), ("token", "create"), ("config", "check")} <= found
+    assert len(found) > 25
+
+
+@pytest.mark.parametrize(("words", "command"), ALL)
+def test_its_example_can_be_typed(words: tuple[str, ...], command: App) -> None:
+    """It names this command, and the real command line takes it."""
+    said = examples(command)
+    assert said, "its docstring has no line that begins with Example:"
+    for line in said:
+        assert line[: len(words) + 1] == ["interlock", *words]
+        called, bound, _ = app.parse_args(line[1:], exit_on_error=False, print_error=False)
+        assert called.__doc__ == command.default_command.__doc__
+        bound.apply_defaults()
+
+
+@pytest.mark.parametrize(("words", "command"), ALL)
+async def test_its_help_has_all_of_it(words: tuple[str, ...], command: App, shell: Shell) -> None:
+    """What it does, its example and every option with what that means."""
+    shown = await shell.says(*words, "--help")
+    assert "Usage: interlock " + " ".join(words) in shown
+    assert "Example:" in shown
+    for name in options(command):
+        if name.startswith("--"):
+            assert name in shown
+
+
+@pytest.mark.parametrize(("words", "command"), ALL)
+def test_what_prints_prints_json(words: tuple[str, ...], command: App) -> None:
+    """All but those whose output is no data, each with its reason."""
+    assert ("--json" in options(command)) != (words in WITHOUT_JSON)
+
+
+async def test_errors_are_one_line_that_says_what_is_allowed(shell: Shell) -> None:
+    """Of the command line itself; those of each command are with its tests."""
+    assert "simulate" in await shell.refuses(2, "simulat")
+    assert "--seed" in await shell.refuses(2, "simulate", "x.toml", "--seed", "many")
+    assert "FILE" in await shell.refuses(2, "simulate")
+    assert "--nothing" in await shell.refuses(2, "status", "--nothing")
+    assert "bash" in await shell.refuses(2, "completion", "tcsh")
