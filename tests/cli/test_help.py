@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
 from cyclopts import App
 
 from interlock.cli import app
+from interlock.cli.overview import SAYS
 from shells import Shell
 
 WITHOUT_JSON = {
@@ -86,3 +90,32 @@ async def test_errors_are_one_line_that_says_what_is_allowed(shell: Shell) -> No
     assert "FILE" in await shell.refuses(2, "simulate")
     assert "--nothing" in await shell.refuses(2, "status", "--nothing")
     assert "bash" in await shell.refuses(2, "completion", "tcsh")
+
+
+async def test_the_overview_says_of_each_command_what_it_does(shell: Shell) -> None:
+    """The beginning of the command's own help, of every command and of no other."""
+    for words in ((), ("--help",), ("-h",)):
+        shown = " ".join((await shell.says(*words)).replace("│", " ").split())
+        for name in app:
+            if name.startswith("-"):
+                continue
+            command = app[name]
+            called = command.default_command
+            first = ((called.__doc__ if called else None) or command.help).strip().splitlines()[0]
+            assert re.match(re.escape(SAYS[name]) + r"\b", first)
+            assert f"{name} {SAYS[name]}." in shown
+    assert SAYS.keys() == {name for name in app if not name.startswith("-")}
+
+
+def test_help_loads_no_command() -> None:
+    """Neither their modules nor what those need: it is what people wait for most often."""
+    code = (
+        "import sys\nfrom interlock.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n"
+        "    print({'uvicorn', 'starlette', 'httpx2', 'sqlite3', 'interlock.app'} & set(sys.modules))\n"
+        "    print([name for name in sys.modules if name.startswith('interlock.cli.')])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert done.stdout.splitlines()[-2:] == ["set()", "['interlock.cli.overview']"]

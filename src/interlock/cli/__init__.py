@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 
 from interlock import __version__
+from interlock.cli.overview import overview
 from interlock.errors import InterlockError, ValidationError
 
 app = App(
@@ -51,8 +52,10 @@ def main(words: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # text of others, wherever it is shown
+    words = list(sys.argv[1:] if words is None else words)
+    asked = overview(app) if words in ([], ["--help"], ["-h"]) else app
     try:
-        code = app(sys.argv[1:] if words is None else words, exit_on_error=False, print_error=False)
+        code = asked(words, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         sys.exit(_complain(" ".join(str(error).split()), 2))
     except ValidationError as error:
