@@ -15,7 +15,7 @@ from functools import partial
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
-from interlock.admission.callback import call_back
+from interlock.admission.callback import begin, call_back
 from interlock.admission.permit import Acquisition, Permit
 from interlock.admission.refusals import (
     deadlock,
@@ -26,7 +26,7 @@ from interlock.admission.refusals import (
     unknown_limit,
 )
 from interlock.admission.validation import check_seconds, to_ms
-from interlock.admission.waits import Wait, begin
+from interlock.admission.waits import Wait
 from interlock.clock import SystemClock
 from interlock.core import model
 from interlock.core.explain import position

@@ -12,6 +12,7 @@ import inspect
 import logging
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from interlock.admission.callback import begin
 from interlock.core.sessions import RunChange
 from interlock.errors import InterlockError, RunNotFound, StoreError, Unavailable
 from interlock.session.patience import Backoff, settle
@@ -88,13 +89,12 @@ class Attempt:
 
     async def perform(self, context: RunContext) -> None:
         """Have the agent work, and write down what came of it, if the store is not closed before."""
-        watching = [begun(self.run) for begun in tally_of(self._store).on_attempt]
+        ended = begin(tally_of(self._store).on_attempt, self.run)
         run: Run | None = None
         try:
             run = await self._performed(context)
         finally:
-            for ended in watching:
-                ended(run)
+            ended(run)
 
     async def _performed(self, context: RunContext) -> Run | None:
         if self.stopping is None:

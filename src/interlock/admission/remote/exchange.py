@@ -13,13 +13,13 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from interlock.admission.callback import call_back
+from interlock.admission.callback import begin, call_back
 from interlock.admission.refusals import lending_refused, lost
 from interlock.admission.remote.asks import Ask, RemotePermit, hold_words, more_words
 from interlock.admission.remote.leases import Held, LeaseKeeper, now
 from interlock.admission.remote.link import Link
 from interlock.admission.validation import check_seconds
-from interlock.admission.waits import Wait, begin
+from interlock.admission.waits import Wait
 from interlock.admission.wire import GENERATED, error_from_wire
 from interlock.clock import SystemClock
 from interlock.errors import (
