@@ -314,6 +314,23 @@ def test_what_is_wrong_in_a_log_names_its_line(tmp_path: Path, line: str, said: 
         read_scenario({"providers": {"p": {}}, "log": "other.jsonl"}, beside=tmp_path)
 
 
+async def test_limits_can_be_those_of_a_configuration(tmp_path: Path) -> None:
+    """What it says of limits and gates counts unless the scenario says otherwise; nothing else of it does."""
+    (tmp_path / "interlock.toml").write_text(
+        'store = "postgresql://there"\n[limits]\nruns = 1\n'
+        '[providers.p]\nbase_url = "https://there"\napi_key = "env:NOWHERE"\nlimit = 2\ncooldown = "0s"\n'
+    )
+    tree = {"config": "interlock.toml", "workload": [{"provider": "p", "sessions": 6}]}
+    tree["what_if"] = [
+        {"limits": {"runs": 4}},
+        {"limits": {"runs": "unlimited"}, "providers": {"p": {"limit": 3}}},
+    ]
+    found = await simulate(read_scenario(tree, beside=tmp_path))
+    assert [one.seconds for one in found] == [6.0, 3.0, 2.0]
+    with pytest.raises(ValidationError, match=r"other.toml: cannot be read"):
+        read_scenario(tree | {"config": "other.toml"}, beside=tmp_path)
+
+
 async def test_a_log_need_not_be_in_order_nor_say_who_called(tmp_path: Path) -> None:
     """Calls of one conversation and prompt are a turn."""
     lines = [

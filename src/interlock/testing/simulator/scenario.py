@@ -106,6 +106,9 @@ class ProviderScenario(msgspec.Struct, frozen=True, kw_only=True):
     upstream: Annotated[UpstreamScenario | None, UpstreamScenario] = None
 
 
+_OF_A_GATE: Final = frozenset(ProviderScenario.__struct_fields__) - {"upstream"}
+
+
 class WorkloadScenario(msgspec.Struct, frozen=True, kw_only=True):
     """Sessions of one kind. A turn is one prompt: its calls follow one another, with tools in between."""
 
@@ -177,6 +180,8 @@ def read_scenario(
 ) -> Scenario:
     """As `load_scenario`, of what a file would say; a log is looked for in the directory *beside*."""
     tree = dict(tree)
+    if "config" in tree:
+        tree = _merged(_configured(beside / text(tree.pop("config"))), tree)
     changes = tree.pop("what_if", [])
     if not isinstance(changes, list) or not all(isinstance(one, dict) for one in changes):
         raise ValidationError(f"{source}: what_if: is not a list of tables; write [[what_if]]")
@@ -195,6 +200,19 @@ def read_scenario(
         if names.count(name) > 1:
             raise ValidationError(f"{source}: what_if: two variants are called {name!r}; name them apart")
     return Scenario(variants)
+
+
+def _configured(file: Path) -> dict[str, Any]:
+    """The limits and providers of a configuration *file*, as far as they matter here."""
+    tree = parse_toml(file)
+    providers = tree.get("providers", {})
+    if not isinstance(providers, dict) or not all(isinstance(one, dict) for one in providers.values()):
+        raise ValidationError(f"{file}: providers: is not a table of tables")
+    gates = {
+        name: {key: value for key, value in one.items() if key in _OF_A_GATE}
+        for name, one in providers.items()
+    }
+    return {"limits": tree.get("limits", {}), "providers": gates}
 
 
 def _merged(base: Any, change: Any) -> Any:
