@@ -85,11 +85,17 @@ def test_what_prints_prints_json(words: tuple[str, ...], command: App) -> None:
 
 async def test_errors_are_one_line_that_says_what_is_allowed(shell: Shell) -> None:
     """Of the command line itself; those of each command are with its tests."""
-    assert "simulate" in await shell.refuses(2, "simulat")
-    assert "--seed" in await shell.refuses(2, "simulate", "x.toml", "--seed", "many")
-    assert "FILE" in await shell.refuses(2, "simulate")
-    assert "--nothing" in await shell.refuses(2, "status", "--nothing")
-    assert "bash" in await shell.refuses(2, "completion", "tcsh")
+    for words, said, where in (
+        (["simulat"], 'Did you mean "simulate"?', "interlock --help"),
+        (["simulate", "x.toml", "--seed", "many"], "Invalid value for --seed", "interlock simulate --help"),
+        (["simulate"], "FILE requires an argument", "interlock simulate --help"),
+        (["limits", "set", "tools"], "CAPACITY requires an argument", "interlock limits set --help"),
+        (["status", "--nothing"], "Unknown option: --nothing", "interlock status --help"),
+        (["completion", "tcsh"], 'Choose from: "bash", "zsh", "fish"', "interlock completion --help"),
+    ):
+        line = await shell.refuses(2, *words)
+        assert said in line
+        assert line.endswith(f"; see {where}")
 
 
 async def test_the_overview_says_of_each_command_what_it_does(shell: Shell) -> None:

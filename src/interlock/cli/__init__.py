@@ -57,7 +57,9 @@ def main(words: Sequence[str] | None = None) -> None:
     try:
         code = asked(words, exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        sys.exit(_complain(" ".join(str(error).split()), 2))
+        said = " ".join(str(error).split()).removesuffix("...").rstrip(" .,")
+        of = " ".join(("interlock", *(error.command_chain or ())))
+        sys.exit(_complain(f"{said}; see {of} --help", 2))
     except ValidationError as error:
         sys.exit(_complain(error.message, 2))
     except InterlockError as error:
