@@ -70,6 +70,19 @@ async def test_a_log_is_replayed(shell: Shell) -> None:
     assert f"```json\n{line}\n```" in PAGE
 
 
+async def test_several_providers_are_told_apart(shell: Shell, tmp_path: Path) -> None:
+    """Also one that only a variant has."""
+    (tmp_path / "x.toml").write_text(
+        "[providers.a]\nlimit = 2\nupstream.limit = 1\nupstream.hard_cap = 1\n"
+        '[[workload]]\nprovider = "a"\nsessions = 2\n'
+        "[[what_if]]\nproviders.b.limit = 3\n"
+    )
+    printed = [line.split() for line in (await shell.says("simulate", str(tmp_path / "x.toml"))).splitlines()]
+    assert ["a:", "429s", "1", "1"] in printed
+    assert ["b:", "completed", "0", "0"] in printed
+    assert ["b:", "limit", "at", "the", "end", "∞", "3"] in printed
+
+
 async def test_what_is_wrong_is_one_line(shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "x.toml").write_text('[providers.p]\nlimit = "two"\n')
     said = await shell.refuses(2, "simulate", str(tmp_path / "x.toml"))

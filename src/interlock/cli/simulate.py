@@ -10,7 +10,7 @@ from rich.table import Table
 
 from interlock.cli.output import Json, console
 from interlock.cli.progress import progress
-from interlock.testing.simulator import Measured, Scenario, load_scenario, simulate
+from interlock.testing.simulator import Measured, ProviderMeasured, Scenario, load_scenario, simulate
 
 
 def simulate_file(file: Path, /, *, seed: int | None = None, as_json: Json = False) -> int:
@@ -39,36 +39,51 @@ async def _simulated(scenario: Scenario) -> list[Measured]:
 
 
 def table_of(found: list[Measured]) -> Table:
-    """A column for each variant, a row for each measure."""
+    """A column for each variant, a row for each measure; those of each provider, if there are several."""
     shown = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     shown.add_column("", no_wrap=True)
     for one in found:
         shown.add_column(one.variant, justify="right", overflow="fold")
-    rows = [_rows(one) for one in found]
-    for number, (label, _) in enumerate(rows[0]):
-        shown.add_row(label, *(row[number][1] for row in rows))
+    providers = list(dict.fromkeys(name for one in found for name in one.providers))
+    columns = [_measures(one) | _of_providers(one, providers) for one in found]
+    for label in columns[0]:
+        shown.add_row(label, *(column[label] for column in columns))
     return shown
 
 
-def _rows(one: Measured) -> list[tuple[str, str]]:
-    share = "-" if one.utilisation is None else f"{one.utilisation:.1%}"
-    limits = ", ".join("∞" if p.limit is None else str(p.limit) for p in one.providers.values())
-    return [
-        ("completed", f"{one.completed}"),
-        ("failed", f"{one.failed}"),
-        ("took", _seconds(one.seconds)),
-        ("calls/s", f"{one.calls_per_second:.2f}"),
-        ("utilisation", share),
-        ("wait p50", _seconds(one.wait_p50)),
-        ("wait p95", _seconds(one.wait_p95)),
-        ("wait max", _seconds(one.wait_max)),
-        ("429s", f"{one.refused}"),
-        ("overshoot", f"{one.overshoot}"),
-        ("limit at the end", limits),
-        ("turn mean", _seconds(one.turn_mean)),
-        ("turn p99", _seconds(one.turn_p99)),
-        ("passed by younger", f"{one.passed}"),
-    ]
+def _measures(one: Measured) -> dict[str, str]:
+    return {
+        "completed": f"{one.completed}",
+        "failed": f"{one.failed}",
+        "took": _seconds(one.seconds),
+        "calls/s": f"{one.calls_per_second:.2f}",
+        "utilisation": _share(one.utilisation),
+        "wait p50": _seconds(one.wait_p50),
+        "wait p95": _seconds(one.wait_p95),
+        "wait max": _seconds(one.wait_max),
+        "429s": f"{one.refused}",
+        "overshoot": f"{one.overshoot}",
+        "turn mean": _seconds(one.turn_mean),
+        "turn p99": _seconds(one.turn_p99),
+        "passed by younger": f"{one.passed}",
+    }
+
+
+def _of_providers(one: Measured, names: list[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name in names:
+        about = f"{name}: " if len(names) > 1 else ""
+        provider = one.providers.get(name, ProviderMeasured())
+        if about:
+            found[f"{about}completed"] = f"{provider.calls}"
+            found[f"{about}utilisation"] = _share(provider.utilisation)
+            found[f"{about}429s"] = f"{provider.refused}"
+        found[f"{about}limit at the end"] = "∞" if provider.limit is None else f"{provider.limit}"
+    return found
+
+
+def _share(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
 
 
 def _seconds(seconds: float) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from interlock.testing.simulator.measure import Measured, measure
+from interlock.testing.simulator.measure import Measured, ProviderMeasured, measure
 from interlock.testing.simulator.scenario import Scenario, Variant, load_scenario, read_scenario
 from interlock.testing.simulator.workload import plan
 from interlock.testing.simulator.world import CallRecord, World
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CallRecord",
     "Measured",
+    "ProviderMeasured",
     "Scenario",
     "Variant",
     "load_scenario",

@@ -20,12 +20,12 @@ class ProviderMeasured:
     included. *overshoot* is by how much that was above what it allows, *limit* what its gate let in last.
     """
 
-    calls: int
-    utilisation: float | None
-    refused: int
-    peak: int
-    overshoot: int
-    limit: int | None
+    calls: int = 0
+    utilisation: float | None = None
+    refused: int = 0
+    peak: int = 0
+    overshoot: int = 0
+    limit: int | None = None
 
 
 @dataclass(frozen=True)
