@@ -4,23 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 from opentelemetry import metrics, trace
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
-from opentelemetry.semconv._incubating.metrics import gen_ai_metrics
-from opentelemetry.semconv.attributes import error_attributes, http_attributes, server_attributes
 from opentelemetry.trace import SpanKind, StatusCode
 
 from gateways import OK, answer, call, chat, gateway, until, upstream
@@ -29,37 +18,13 @@ from interlock.errors import AcquireTimeout
 from interlock.http.gateway.call import GatewayProvider
 from interlock.session.context import RunContext
 from interlock.stores.memory import MemoryStore
-from interlock.telemetry import genai
 from interlock.telemetry.otel import instrument
 from processes import serve
+from served_sessions import serving
+from spans import Sdk, hexed, parent, said
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TRACEPARENT = f"00-{TRACE}-{PARENT}-01".encode()
-
-
-@dataclass
-class Sdk:
-    """An SDK that keeps what it is told."""
-
-    exporter: InMemorySpanExporter = field(default_factory=InMemorySpanExporter)
-    reader: InMemoryMetricReader = field(default_factory=InMemoryMetricReader)
-
-    def __post_init__(self) -> None:
-        self.tracers = TracerProvider()
-        self.tracers.add_span_processor(SimpleSpanProcessor(self.exporter))
-        self.meters = MeterProvider([self.reader])
-        self.providers: dict[str, Any] = {"tracer_provider": self.tracers, "meter_provider": self.meters}
-
-    def spans(self, name: str) -> list[ReadableSpan]:
-        """Those that have ended, in the order of their ends."""
-        return [span for span in self.exporter.get_finished_spans() if span.name == name]
-
-    def points(self) -> dict[str, list[Any]]:
-        """The data points of every metric, by its name."""
-        data = self.reader.get_metrics_data()
-        assert data is not None
-        found = data.resource_metrics[0].scope_metrics[0].metrics
-        return {metric.name: list(metric.data.data_points) for metric in found}
 
 
 @pytest.fixture
@@ -68,19 +33,6 @@ def sdk() -> Iterator[Sdk]:
     yield made
     made.tracers.shutdown()
     made.meters.shutdown()
-
-
-def hexed(span: ReadableSpan) -> str:
-    assert span.context is not None
-    return f"{span.context.span_id:016x}"
-
-
-def parent(span: ReadableSpan) -> str | None:
-    return None if span.parent is None else f"{span.parent.span_id:016x}"
-
-
-def said(span: ReadableSpan) -> dict[str, Any]:
-    return dict(span.attributes or {})
 
 
 async def test_a_gateway_call_that_waited(sdk: Sdk) -> None:
@@ -264,6 +216,9 @@ async def test_a_run_is_a_trace_with_what_it_waited_for(sdk: Sdk) -> None:
     await gate.aclose()
 
     done, failed = sdk.spans("interlock.run")
+    (submitting,) = sdk.spans("who submits")
+    assert [f"{link.context.span_id:016x}" for link in done.links] == [hexed(submitting)]
+    assert not failed.links
     waited, late = sdk.spans("interlock.wait")
     assert parent(done) is None
     assert parent(waited) == hexed(done)
@@ -281,6 +236,31 @@ async def test_a_run_is_a_trace_with_what_it_waited_for(sdk: Sdk) -> None:
     assert (said(late)["interlock.wait.outcome"], said(late)["error.type"]) == ("timeout", "timeout")
     assert "canary-words" not in "".join(span.to_json() for span in sdk.exporter.get_finished_spans())
     assert len(sdk.points()["interlock.wait.duration"]) == 1
+
+
+async def test_requests_of_the_control_plane_are_in_their_callers_trace(sdk: Sdk) -> None:
+    """A run is linked to it; the wait for a permit is below it. One request has nothing of the other's."""
+    headers = [(b"content-type", b"application/json"), (b"TraceParent", TRACEPARENT)]
+    async with serving() as served:
+        admission = served.desk.admission
+        served.gateway.tracing = instrument(admission, served.store, **sdk.providers)
+        admission.configure("tools", 1)
+        taken = await admission.acquire("tools")
+        await served.session()
+        run = await served.post("/sessions/s1/runs", {"input": {}}, *headers[1:])
+        other = await served.submit("hi")
+        for run_id in (run.json["runId"], other):
+            await served.ended(run_id)
+        ask = b'{"limits": ["tools"], "timeoutMs": 5000}'
+        asking = asyncio.create_task(call(served.url, "POST", "/permits", headers, ask))
+        await until(lambda: admission.waiting())
+        taken.release()
+        assert (await asking).status == 201
+    linked, alone = sdk.spans("interlock.run")
+    assert [f"{link.context.span_id:016x}" for link in linked.links] == [PARENT]
+    assert (parent(linked), alone.links, parent(alone)) == (None, (), None)
+    (wait,) = sdk.spans("interlock.wait")
+    assert parent(wait) == PARENT
 
 
 async def test_waits_at_a_server_have_spans_where_they_are_awaited(sdk: Sdk, tmp_path: Path) -> None:
@@ -364,60 +344,3 @@ async def python(code: str, cwd: Path) -> str:
     async with asyncio.timeout(30):
         printed, _ = await process.communicate()
     return printed.decode()
-
-
-def test_names_are_those_of_the_conventions() -> None:
-    """Every constant of ours is one of theirs."""
-    theirs = {
-        value
-        for module in (
-            gen_ai_attributes,
-            gen_ai_metrics,
-            error_attributes,
-            http_attributes,
-            server_attributes,
-        )
-        for value in vars(module).values()
-        if isinstance(value, str) and re.fullmatch(r"[a-z_.]+", value)
-    }
-    operations = {one.value for one in gen_ai_attributes.GenAiOperationNameValues}
-    ours = {name: value for name, value in vars(genai).items() if name.isupper() and isinstance(value, str)}
-    assert len(ours) > 12
-    assert {name for name, value in ours.items() if value not in theirs | operations} == set()
-
-
-@pytest.mark.parametrize(
-    ("path", "operation"),
-    [
-        ("/v1/chat/completions", "chat"),
-        ("/v1/responses", "chat"),
-        ("/v1/messages/", "chat"),
-        ("/v1/completions", "text_completion"),
-        ("/v1/embeddings", "embeddings"),
-        ("/v1/responses/resp_1/cancel", None),
-        ("/", None),
-    ],
-)
-def test_operations_are_told_by_the_path(path: str, operation: str | None) -> None:
-    assert genai.operation(path) == operation
-
-
-def test_the_page_tells_every_metric(sdk: Sdk) -> None:
-    """Its table is the metrics that there are, each with its description, and names the spans."""
-    admission = LocalAdmission()
-    admission.configure("tools", 1)
-    telemetry = instrument(admission, **sdk.providers)
-    numbers = telemetry._numbers
-    numbers.waited(["tools"], 1.0)
-    numbers.called({}, 1.0)
-    data = sdk.reader.get_metrics_data()
-    assert data is not None
-    told = {one.name: one.description for one in data.resource_metrics[0].scope_metrics[0].metrics}
-    page = (Path(__file__).parents[2] / "docs/telemetry.md").read_text()
-    section = page.partition("## OpenTelemetry")[2].partition("\n## ")[0]
-    rows = re.findall(
-        r"^\| `([\w.]+)` \| (?:histogram, s|gauge) \| [^|]+ \| (.*?) \|$", section, re.MULTILINE
-    )
-    assert dict(rows) == told
-    for span in ("interlock.wait", "interlock.run", "POST /gateway/{provider}/{path}"):
-        assert f"| `{span}` |" in section

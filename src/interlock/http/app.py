@@ -102,6 +102,9 @@ def create_app(
             await through(scope, receive, send)
         elif scope["type"] == "websocket" and scope["path"] == CONNECT:
             await (connected if may(scope, "admin") else working)(scope, receive, send)
+        elif scope["type"] == "http" and gateway.tracing is not None:
+            with gateway.tracing.within(scope["headers"]):
+                await control(scope, receive, send)
         else:
             await control(scope, receive, send)
 

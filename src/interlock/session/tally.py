@@ -22,12 +22,14 @@ AttemptWatcher: TypeAlias = "Callable[[Run], AttemptEnded]"
 
 
 class RunTally:
-    """Two kinds of numbers that only grow, and who is told of every attempt."""
+    """Two kinds of numbers that only grow, and who is told of runs and attempts."""
 
     def __init__(self) -> None:
         self.started = 0
         """Also a run that is started again counts again."""
         self.ended: Counter[RunStatus] = Counter()
+        self.on_submit: list[Callable[[Run], object]] = []
+        """Called with every new run before it can start, in the context of whoever submitted it."""
         self.on_attempt: list[AttemptWatcher] = []
 
 

@@ -7,13 +7,15 @@ span says are names, numbers and codes: no body, no header, no query, and no wor
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 from opentelemetry import metrics, trace
 from opentelemetry.context import Context, attach, detach, get_current
-from opentelemetry.trace import Span, SpanKind, StatusCode, set_span_in_context
+from opentelemetry.trace import Link, Span, SpanContext, SpanKind, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from interlock import __version__
@@ -24,7 +26,7 @@ from interlock.telemetry.labels import Bounded
 from interlock.telemetry.otel_metrics import PROVIDER, Numbers
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import Tracer, TracerProvider
@@ -42,6 +44,9 @@ _OURS: Final = ("opentelemetry.trace", "opentelemetry.metrics")
 _MOST: Final = 256
 """Characters of a text from outside that go into an attribute."""
 _W3C: Final = TraceContextTextMapPropagator()
+_CARRIED: Final = frozenset(name.encode() for name in _W3C.fields)
+_MOST_SUBMITTED: Final = 10_000
+"""Runs that wait and whose submitters are remembered."""
 
 
 class OpenTelemetry:
@@ -51,6 +56,7 @@ class OpenTelemetry:
         self._tracer = tracer
         self._numbers = numbers
         self._models = Bounded()
+        self._submitted: OrderedDict[str, SpanContext] = OrderedDict()
 
     # -- waits
 
@@ -85,8 +91,17 @@ class OpenTelemetry:
 
     # -- runs
 
+    def submitted(self, run: Run) -> None:
+        """A run was submitted: should this process start it, its span is linked to what is current now."""
+        context = trace.get_current_span().get_span_context()
+        if context.is_valid:
+            self._submitted[run.id] = context
+            if len(self._submitted) > _MOST_SUBMITTED:
+                self._submitted.popitem(last=False)
+
     def attempt(self, run: Run) -> AttemptEnded:
         """An agent begins to work: what it asks for meanwhile is below this span, which has no parent."""
+        by = self._submitted.pop(run.id, None)
         attributes: dict[str, str | int | float] = {
             genai.OPERATION_NAME: genai.INVOKE_AGENT,
             genai.CONVERSATION_ID: run.session_id[:_MOST],
@@ -95,7 +110,8 @@ class OpenTelemetry:
             "interlock.wait.seconds": run.waited or 0.0,
             "interlock.priority": run.priority,
         }
-        span = self._tracer.start_span("interlock.run", Context(), attributes=attributes)
+        links = [] if by is None else [Link(by)]
+        span = self._tracer.start_span("interlock.run", Context(), attributes=attributes, links=links)
         token = attach(set_span_in_context(span, Context()))
 
         def ended(after: Run | None) -> None:
@@ -108,7 +124,21 @@ class OpenTelemetry:
 
         return ended
 
-    # -- gateway calls
+    # -- calls
+
+    @contextmanager
+    def within(self, headers: Iterable[tuple[bytes, bytes]]) -> Iterator[None]:
+        """Have a request's ``traceparent`` as the parent of what happens in here; *headers* as they came."""
+        found = {
+            name.lower().decode("latin-1"): value.decode("latin-1")
+            for name, value in headers
+            if name.lower() in _CARRIED
+        }
+        token = attach(_W3C.extract(found, Context()))
+        try:
+            yield
+        finally:
+            detach(token)
 
     def call(self, method: str, provider: str | None, headers: Mapping[str, str]) -> TracedCall:
         """See `interlock.http.gateway.tracing.Tracing`; the caller's ``traceparent`` is the parent."""
@@ -229,6 +259,7 @@ def instrument(
             numbers.watch(admission)
     if store is not None and store not in _traced_stores:
         _traced_stores[store] = None
+        tally_of(store).on_submit.append(telemetry.submitted)
         tally_of(store).on_attempt.append(telemetry.attempt)
     return telemetry
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
+    from contextlib import AbstractContextManager
 
     Headers = list[tuple[str, str]]
 
@@ -35,6 +36,10 @@ class CallTrace(Protocol):
 
 class Tracing(Protocol):
     """Whoever traces calls."""
+
+    def within(self, headers: Iterable[tuple[bytes, bytes]]) -> AbstractContextManager[None]:
+        """What happens in here belongs to the trace that a request's *headers*, as they came, name."""
+        ...
 
     def call(self, method: str, provider: str | None, headers: Mapping[str, str]) -> CallTrace:
         """A call begins, in the task that serves it; *headers* have lower-case names."""
