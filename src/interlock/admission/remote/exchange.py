@@ -83,9 +83,9 @@ class Exchange:
 
     def _admit(self, request: Acquisition) -> Generator[Any, None, Permit]:
         ask = self._request(request)
-        how = "cancelled"
-        wait = Wait(request.names, request.owner, request.priority, _unknown)
-        ended = begin(self.on_wait, wait) if self.on_wait else None
+        how, ended = "cancelled", None
+        if self.on_wait:
+            ended = begin(self.on_wait, Wait(request.names, request.owner, request.priority, _unknown))
         try:
             yield from ask.future
             how = "granted" if ask.error is None else ask.error.code
