@@ -167,7 +167,7 @@ class Scenario:
 
 
 def load_scenario(path: str | Path, *, seed: int | None = None) -> Scenario:
-    """The scenario in the TOML file *path*; *seed* wins over the file's.
+    """The scenario in the TOML file *path*; *seed* wins over that of the file as it is.
 
     Raises `ValidationError` whose message is one line naming the file, the key and what is allowed.
     """
@@ -192,8 +192,6 @@ def read_scenario(
         more = dict(change)
         name = more.pop("name", None) or f"what if {number}"
         changed = _merged(tree, more)
-        if seed is not None:
-            changed["seed"] = seed
         variants.append(_variant(text(name), changed, f"{source}: what_if {number}", beside))
     names = [one.name for one in variants]
     for name in names:
