@@ -15,10 +15,7 @@ from interlock.cli import app
 from interlock.cli.overview import SAYS
 from shells import Shell
 
-WITHOUT_JSON = {
-    ("serve",): "its output is where it listens and what its file has changed",
-    ("completion",): "its output is a script",
-}
+WITHOUT_JSON = {("completion",): "its output is a script"}
 
 
 def commands(group: App = app, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], App]]:
