@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 
 class Wait(NamedTuple):
@@ -20,3 +20,9 @@ WaitEnded: TypeAlias = Callable[[str, float], object]
 """Called with how a wait ended (``granted``, ``cancelled``, or the code of the error) and its seconds."""
 WaitWatcher: TypeAlias = Callable[[Wait], WaitEnded]
 """Called when a wait begins; what it gives is called once when that wait has ended."""
+
+
+class TellsOfWaits(Protocol):
+    """Every admission: whoever is in the list is told of each wait, by the task that waits."""
+
+    on_wait: list[WaitWatcher]

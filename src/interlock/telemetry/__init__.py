@@ -6,13 +6,12 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from interlock.admission.local import LocalAdmission
-    from interlock.admission.remote import RemoteAdmission
+    from interlock.admission.waits import TellsOfWaits
     from interlock.ports import Store
     from interlock.telemetry.otel import OpenTelemetry
 
 
-def traced(admission: LocalAdmission | RemoteAdmission, store: Store | None = None) -> OpenTelemetry | None:
+def traced(admission: TellsOfWaits, store: Store | None = None) -> OpenTelemetry | None:
     """`interlock.telemetry.otel.instrument`, if OpenTelemetry is set up in this process; else None.
 
     Whoever sets it up has imported it. Where nobody has, nothing is imported here either.

@@ -31,8 +31,7 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import Tracer, TracerProvider
 
-    from interlock.admission.remote import RemoteAdmission
-    from interlock.admission.waits import Wait, WaitEnded
+    from interlock.admission.waits import TellsOfWaits, Wait, WaitEnded
     from interlock.core.sessions import Run
     from interlock.ports import Store
     from interlock.session.tally import AttemptEnded
@@ -235,7 +234,7 @@ class TracedCall:
 
 
 def instrument(
-    admission: LocalAdmission | RemoteAdmission,
+    admission: TellsOfWaits,
     store: Store | None = None,
     *,
     tracer_provider: TracerProvider | None = None,
