@@ -77,10 +77,12 @@ async def command(*arguments: str, cwd: Path, env: dict[str, str] | None = None)
 
 
 @asynccontextmanager
-async def serve(tmp_path: Path, config: str, env: dict[str, str] | None = None) -> AsyncIterator[Running]:
+async def serve(
+    tmp_path: Path, config: str, env: dict[str, str] | None = None, *, more: tuple[str, ...] = ()
+) -> AsyncIterator[Running]:
     """``interlock serve`` in *tmp_path* with *config* as its ``interlock.toml``, on a free port."""
     (tmp_path / "interlock.toml").write_text(config, encoding="utf-8")
-    async with _running("serve", "--port", "0", cwd=tmp_path, env=env) as server:
+    async with _running("serve", "--port", "0", *more, cwd=tmp_path, env=env) as server:
         yield server
 
 

@@ -41,8 +41,8 @@ SEEN_BY_ALL = {"errors": (), "secret": (), "config": ("errors", "secret")}
 """Parts beside the layers that everybody but `core` may import, each with what it may import itself."""
 
 TESTING = "testing"
-MAY_IMPORT_TESTING = {"interlock.cli.mock_provider", "interlock.cli.demo"}
-"""The two commands that run a simulated provider; nothing else in the package knows of test tools."""
+MAY_IMPORT_TESTING = {"interlock.cli.mock_provider", "interlock.cli.demo", "interlock.cli.simulate"}
+"""The commands that run a simulated provider; nothing else in the package knows of test tools."""
 
 PURE = {
     "__future__",

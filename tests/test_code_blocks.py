@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import quote
@@ -33,6 +34,7 @@ import yaml
 
 from interlock.cli import app
 from interlock.config import load_config
+from interlock.testing.simulator import read_scenario
 from pages import PAGES, README, SERVER, SHELL, Block, blocks_of, run_code
 from processes import serve
 from shells import Shell
@@ -119,7 +121,10 @@ async def test_code_runs_with_a_server(block: Block, server: str) -> None:
 
 @pytest.mark.parametrize("block", of("toml"))
 def test_configurations_load(block: Block, tmp_path: Path) -> None:
-    """As they stand, with the variables that they name."""
+    """As they stand, with the variables that they name; one with a workload is a scenario."""
+    if "[[workload]]" in block.body:
+        read_scenario(tomllib.loads(block.body))
+        return
     file = tmp_path / "interlock.toml"
     file.write_text(block.body, encoding="utf-8")
     load_config(file, dict.fromkeys(re.findall(r'"env:(\w+)"', block.body), "secret"))

@@ -44,6 +44,7 @@ def test_every_example_has_a_test() -> None:
         "many_processes.py",
         "pool_of_processes.py",
         "session.py",
+        "trace_waits.py",
         "tree_of_runs.py",
     }
     assert {path.name for path in EXAMPLES.glob("*.py")} == ran
@@ -154,4 +155,15 @@ async def test_a_session_outlives_its_process() -> None:
         "asked again, not run again: 3",
         "the last one: interrupted",
         "its log begins with [1, 2, 3, 4, 5, 6, 7, 8]",
+    ]
+
+
+async def test_waits_are_traced() -> None:
+    """A span for each wait, below the span of who waited, and none for who did not."""
+    assert (await run_example("trace_waits.py")).splitlines() == [
+        "ada answers",
+        "  ben waited for provider:openai: granted, 0 ahead",
+        "ben answers",
+        "  cleo waited for provider:openai: granted, 1 ahead",
+        "cleo answers",
     ]

@@ -27,6 +27,7 @@ from interlock.provider.usage import usage_source
 from interlock.session.retention import Pruner
 from interlock.session.sessions import Sessions
 from interlock.stores import open_store
+from interlock.telemetry import traced
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from interlock.ports import UsageSource
     from interlock.stores.memory import MemoryStore
     from interlock.stores.sqlite import SQLiteStore
+    from interlock.telemetry.otel import OpenTelemetry
 
 
 class Interlock:
@@ -55,6 +57,8 @@ class Interlock:
     pools: dict[str, AgentPool[Any]]
     sessions: Sessions
     store: MemoryStore | SQLiteStore
+    telemetry: OpenTelemetry | None
+    """None, unless OpenTelemetry is set up in this process."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -106,6 +110,7 @@ class Interlock:
             pruner = Pruner(self.store, retention_of(config), every=config.retention.every, clock=clock)
             pruner.start()
             opened.push_async_callback(pruner.aclose)
+            self.telemetry = traced(self.admission, self.store)
             self._opened = opened.pop_all()
         return self
 

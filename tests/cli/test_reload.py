@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -161,3 +162,24 @@ def test_differences_are_found_key_by_key(tmp_path: Path) -> None:
     assert next(differences(*found)) == ("limits.tools", 8, 9)
     assert [key for key, _, _ in differences(*found)] == ["limits.tools", "pools.a", "agents.x"]
     assert list(differences(found[0], found[0])) == []
+
+
+async def test_with_json_every_line_is_one(tmp_path: Path) -> None:
+    """Where it listens first, then each change; what is secret is not told."""
+    async with serve(tmp_path, config(), more=("--json",)) as server:
+        told = json.loads(server.lines[0])
+        assert told["url"] == server.url
+        assert told["providers"] == [
+            {
+                "id": "p",
+                "baseUrl": "http://127.0.0.1:9",
+                "limit": 4,
+                "gateway": f"{server.url}/gateway/p",
+            }
+        ]
+        write(tmp_path, config(tools=9, key="another"))
+        await until(lambda: len(server.lines) == 3)
+        assert [json.loads(line) for line in server.lines[1:]] == [
+            {"changed": "limits.tools", "from": "8", "to": "9", "inForce": True},
+            {"changed": "providers.p.api_key", "from": "***", "to": "***", "inForce": False},
+        ]

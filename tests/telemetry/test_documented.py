@@ -9,8 +9,8 @@ from typing import Any
 
 from expositions import parse
 from gateways import call, gateway
-from interlock.telemetry.exposition import MOST_VALUES
 from interlock.telemetry.invariants import MOST_PERMITS
+from interlock.telemetry.labels import MOST_VALUES
 from interlock.telemetry.logs import SHORTEST
 from interlock.telemetry.prometheus import METRICS, OUTCOMES
 

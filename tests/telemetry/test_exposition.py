@@ -10,8 +10,6 @@ from hypothesis import strategies as st
 
 from expositions import parse
 from interlock.telemetry.exposition import (
-    OTHER,
-    Bounded,
     Counter,
     Histogram,
     Metric,
@@ -19,6 +17,7 @@ from interlock.telemetry.exposition import (
     number,
     render,
 )
+from interlock.telemetry.labels import OTHER, Bounded
 
 GAUGE = Metric("interlock_g", "gauge", ("limit",), "What it is.")
 

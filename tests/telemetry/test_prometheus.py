@@ -19,7 +19,7 @@ from interlock.admission.permit import Permit
 from interlock.errors import AcquireTimeout
 from interlock.governor import ConcurrencyGovernor
 from interlock.provider.gate import ProviderGate
-from interlock.telemetry.exposition import MOST_VALUES
+from interlock.telemetry.labels import MOST_VALUES
 from interlock.telemetry.prometheus import METRICS, OUTCOMES, FleetMetrics
 from interlock.testing import VirtualClock
 

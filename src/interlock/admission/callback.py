@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 log = logging.getLogger(__name__)
 
@@ -17,3 +17,16 @@ def call_back(callback: Callable[..., object], *arguments: object) -> None:
         callback(*arguments)
     except Exception:
         log.exception("a callback raised: %r", callback)
+
+
+def begin(watchers: Iterable[Callable[..., Callable[..., object]]], *subject: object) -> Callable[..., None]:
+    """Tell *watchers* that something begins; what is given tells of its end what they gave for that."""
+    ends: list[Callable[..., object]] = []
+    for watcher in watchers:
+        call_back(lambda watcher=watcher: ends.append(watcher(*subject)))
+
+    def ended(*how: object) -> None:
+        for end in ends:
+            call_back(end, *how)
+
+    return ended

@@ -11,10 +11,11 @@ import asyncio
 from asyncio.events import _get_running_loop
 from collections import deque
 from contextlib import suppress
+from functools import partial
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
-from interlock.admission.callback import call_back
+from interlock.admission.callback import begin, call_back
 from interlock.admission.permit import Acquisition, Permit
 from interlock.admission.refusals import (
     deadlock,
@@ -25,8 +26,10 @@ from interlock.admission.refusals import (
     unknown_limit,
 )
 from interlock.admission.validation import check_seconds, to_ms
+from interlock.admission.waits import Wait
 from interlock.clock import SystemClock
 from interlock.core import model
+from interlock.core.explain import position
 from interlock.core.kernel import Kernel
 from interlock.core.model import GateWaiting, Granted, Refused, Waiter
 from interlock.errors import (
@@ -40,8 +43,11 @@ from interlock.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-    from interlock.core.model import Claims, Outcome
+    from interlock.admission.waits import WaitEnded, WaitWatcher
+    from interlock.core.model import Claims, Outcome, Rank
     from interlock.ports import Clock, TimerHandle
+
+_CROWD = 1000
 
 
 class _Parked:
@@ -76,8 +82,8 @@ class Shell:
         self._timer: TimerHandle | None = None
         self._timer_due_ms: int | None = None
         self._closed = False
-        self.on_waited: Callable[[Claims, float], object] | None = None
-        """Called after every wait, however it ended, with what it was for and how many seconds it took."""
+        self.on_wait: list[WaitWatcher] = []
+        """Told of every wait, by the task that waits."""
 
     # -- the way of a request
 
@@ -150,8 +156,8 @@ class Shell:
         permit, now_ms = waiter.permit, self._now_ms()
         # The one it joined was less patient, or entered and left before this one came to run.
         outlived = isinstance(error, AcquireTimeout) and (deadline_ms is None or deadline_ms > now_ms)
-        missed = permit is not None and permit.ended == "released" and waiter.key is not None
-        if outlived or missed:
+        missed = permit is not None and permit.ended == "released"
+        if waiter.key is not None and (outlived or missed):
             return (yield from self._admit(request.again(waiter.since_ms, deadline_ms, now_ms)))
         if error is not None:
             raise error
@@ -173,10 +179,12 @@ class Shell:
             # It joins somebody with the same key who is more patient: its own patience ends by itself.
             timer = self.clock.call_at(deadline_ms / 1000, lambda: _resolve(future))
         parked.futures[future] = None
+        ended, how = self._watched(waiter), "cancelled"
         try:
             if on_queued is not None:
                 call_back(on_queued)
             yield from future
+            how = "timeout" if waiter.waiting else "granted" if parked.error is None else parked.error.code
         except BaseException:
             del parked.futures[future]
             self._give_up(waiter, parked)
@@ -184,13 +192,22 @@ class Shell:
         finally:
             if timer is not None:
                 timer.cancel()
-            if self.on_waited is not None:
-                self.on_waited(waiter.charged, (self._now_ms() - waiter.arrived_ms) / 1000)
+            if ended is not None:
+                ended(how, (self._now_ms() - waiter.arrived_ms) / 1000)
         del parked.futures[future]
         if waiter.waiting:
             self._give_up(waiter, parked)
             return ending(self.kernel, "timed_out", waiter, self._now_ms())
         return parked.error
+
+    def _watched(self, waiter: Waiter) -> WaitEnded | None:
+        """Tell whoever wants to know that *waiter* waits; what is to be told of its end."""
+        if not self.on_wait:
+            return None
+        charged = waiter.charged
+        names = tuple(limit.name for limit, _ in charged.limits)
+        ahead = partial(_position, charged, waiter.rank)
+        return begin(self.on_wait, Wait(names, waiter.owner, waiter.rank[0], ahead))
 
     def _give_up(self, waiter: Waiter, parked: _Parked) -> None:
         """Somebody stopped awaiting *waiter*: cancelled while waiting, or in the instant of being granted."""
@@ -374,6 +391,12 @@ class Shell:
 
     def _rounded_now(self) -> int:
         return to_ms(self.clock.now())
+
+
+def _position(claims: Claims, rank: Rank) -> int | None:
+    """How many go before *rank*; None where so many wait that to count them would hold everybody up."""
+    crowd = sum(len(limit.waiters) for limit, _ in claims.limits)
+    return position(claims, rank) if crowd <= _CROWD else None
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

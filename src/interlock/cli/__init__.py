@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 
 from interlock import __version__
+from interlock.cli.overview import overview
 from interlock.errors import InterlockError, ValidationError
 
 app = App(
@@ -35,9 +36,11 @@ app.command("interlock.cli.sessions:cancel", name="cancel")
 app.command("interlock.cli.sessions:interrupt", name="interrupt")
 app.command("interlock.cli.sessions:drain", name="drain")
 app.command("interlock.cli.prune:prune", name="prune")
+app.command("interlock.cli.simulate:simulate_file", name="simulate")
 app.command("interlock.cli.doctor:doctor", name="doctor")
 app.command("interlock.cli.token:token_app", name="token")
 app.command("interlock.cli.mock_provider:mock_provider", name="mock-provider")
+app.command("interlock.cli.completion:completion", name="completion")
 
 config_app = App(name="config", help="Look at a configuration.")
 config_app.command("interlock.cli.config:check", name="check")
@@ -49,10 +52,14 @@ def main(words: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # text of others, wherever it is shown
+    words = list(sys.argv[1:] if words is None else words)
+    asked = overview(app) if words in ([], ["--help"], ["-h"]) else app
     try:
-        code = app(sys.argv[1:] if words is None else words, exit_on_error=False, print_error=False)
+        code = asked(words, exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        sys.exit(_complain(" ".join(str(error).split()), 2))
+        said = " ".join(str(error).split()).removesuffix("...").rstrip(" .,")
+        of = " ".join(("interlock", *(error.command_chain or ())))
+        sys.exit(_complain(f"{said}; see {of} --help", 2))
     except ValidationError as error:
         sys.exit(_complain(error.message, 2))
     except InterlockError as error:

@@ -20,6 +20,7 @@ from rich.text import Text
 from interlock import __version__
 from interlock.cli.client import NoAnswer, fetch
 from interlock.cli.output import Json, console, plain
+from interlock.cli.progress import progress
 from interlock.cli.surroundings import chosen, configuration, environment, reachable
 from interlock.core.findings import Finding
 from interlock.errors import InterlockError, StoreError
@@ -59,12 +60,14 @@ async def doctor(*, config: Path | None = None, url: str | None = None, as_json:
     findings = environment()
     settings, found = configuration(config)
     findings += found
-    server = await _ask(url, settings)
+    with progress("asking the server"):
+        server = await _ask(url, settings)
     findings += server.findings
     if settings is not None:
-        findings += await _store(settings, server)
-        providers = list(settings.providers.values())
-        findings += await reachable(providers, needed=chosen(config))
+        with progress("reading the store"):
+            findings += await _store(settings, server)
+        with progress("looking for the providers"):
+            findings += await reachable(list(settings.providers.values()), needed=chosen(config))
     errors = sum(one.severity == "error" for one in findings)
     if as_json:
         print(json.dumps({"ok": not errors, "findings": [asdict(one) for one in findings]}))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 
+from interlock.cli.output import Json
 from interlock.config import parse_duration
 from interlock.errors import InterlockError, ValidationError
 from interlock.testing.provider import MockProvider, running
@@ -19,6 +21,7 @@ async def mock_provider(
     latency: str = "800ms",
     penalty: str = "2s",
     seed: int = 0,
+    as_json: Json = False,
 ) -> None:
     """Run a provider that counts late and punishes overshoot.
 
@@ -32,6 +35,7 @@ async def mock_provider(
         latency: how long an answer takes.
         penalty: for how long a refusal slows the account down.
         seed: of everything random.
+        as_json: print where it listens, and what it allows, as JSON.
     """
     if limit < 1 or (hard_cap is not None and hard_cap < limit):
         raise ValidationError(f"limit is {limit} and hard-cap {hard_cap}; allowed are 1 <= limit <= hard-cap")
@@ -50,10 +54,14 @@ async def mock_provider(
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     try:
         async with running(provider, port) as base:
-            print(f"mock provider: {limit} at once, 429 above {provider.account.hard_cap}\n")
-            print(f"  export OPENAI_BASE_URL={base}/v1")
-            print(f"  export ANTHROPIC_BASE_URL={base}\n")
-            print(f"  {base}/usage  {base}/stats", flush=True)
+            hard_cap = provider.account.hard_cap
+            if as_json:
+                print(json.dumps({"url": base, "limit": limit, "hardCap": hard_cap}), flush=True)
+            else:
+                print(f"mock provider: {limit} at once, 429 above {hard_cap}\n")
+                print(f"  export OPENAI_BASE_URL={base}/v1")
+                print(f"  export ANTHROPIC_BASE_URL={base}\n")
+                print(f"  {base}/usage  {base}/stats", flush=True)
             await stopped.wait()
     except OSError as error:
         raise InterlockError(f"cannot listen on 127.0.0.1:{port}: {error.strerror}") from None

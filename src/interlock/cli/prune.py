@@ -9,6 +9,7 @@ from pathlib import Path
 
 from interlock.app import retention_of
 from interlock.cli.output import Json
+from interlock.cli.progress import progress
 from interlock.clock import SystemClock
 from interlock.config import load_config
 from interlock.core.sessions import Pruned, Retention
@@ -35,7 +36,8 @@ def prune(*, config: Path | None = None, as_json: Json = False) -> int:
     file = Path(store_url.removeprefix("sqlite:///"))
     if store_url.startswith("sqlite:///") and not file.exists():
         raise InterlockError(f"{file} does not exist; run this where the server runs, or with its --config")
-    pruned = asyncio.run(_prune(store_url, retention_of(settings)))
+    with progress("pruning"):
+        pruned = asyncio.run(_prune(store_url, retention_of(settings)))
     if as_json:
         print(json.dumps({_camel(name): number for name, number in asdict(pruned).items()}))
         return 0

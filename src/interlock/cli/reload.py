@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import signal
 import sys
@@ -61,9 +62,10 @@ class Reloading:
     Every change is said in a line of its own. A file that is wrong changes nothing and is said in one.
     """
 
-    def __init__(self, fleet: Interlock, file: ConfigFile) -> None:
+    def __init__(self, fleet: Interlock, file: ConfigFile, *, as_json: bool = False) -> None:
         self._fleet = fleet
         self._file = file
+        self._as_json = as_json
         self._reading: asyncio.Task[None] | None = None
         self._again = False
         self._timer: asyncio.TimerHandle | None = None
@@ -113,10 +115,13 @@ class Reloading:
             return
         found = tuple(differences(before, after))
         for key, old, new in found:
-            live = _LIVE.fullmatch(key)
-            later = "" if live else " (after a restart)"
-            print(f"{key} {_shown(key, old)} -> {_shown(key, new)}{later}", flush=True)
-        if not found:
+            live = _LIVE.fullmatch(key) is not None
+            was, is_ = _shown(key, old), _shown(key, new)
+            if self._as_json:
+                print(json.dumps({"changed": key, "from": was, "to": is_, "inForce": live}), flush=True)
+            else:
+                print(f"{key} {was} -> {is_}{'' if live else ' (after a restart)'}", flush=True)
+        if not found and not self._as_json:
             print(f"{self._file.path}: nothing new", flush=True)
 
 

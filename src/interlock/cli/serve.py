@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import signal
 import socket
 import sys
@@ -18,8 +19,9 @@ from cyclopts import Parameter
 from interlock import __version__
 from interlock.admission.local import LocalAdmission
 from interlock.app import Interlock, check_supported
+from interlock.cli.output import Json
 from interlock.cli.reload import ConfigFile, Reloading
-from interlock.config import Config
+from interlock.config import Config, describe
 from interlock.errors import InterlockError, ValidationError
 from interlock.http.access.book import TokenBook
 from interlock.http.app import create_app
@@ -50,6 +52,7 @@ def serve(
     host: str | None = None,
     port: int | None = None,
     log_format: Literal["text", "json"] | None = None,
+    as_json: Json = False,
 ) -> int:
     """Run the gateway and the control plane.
 
@@ -58,6 +61,12 @@ def serve(
     Limits and cooldowns that change in the file are taken over within a second, or at once on SIGHUP.
 
     Example: interlock serve --config interlock.toml
+
+    Args:
+        host: where it listens (default: the configuration's).
+        port: so, too; 0 takes any free one.
+        log_format: of what it writes to standard error (default: the configuration's).
+        as_json: print where it listens, and then each change, as a line of JSON.
     """
     overrides = {"host": host, "port": port, "log_format": log_format}
     given = {name: value for name, value in overrides.items() if value is not None}
@@ -75,10 +84,10 @@ def serve(
         sys.path.insert(0, str(file.path.absolute().parent))  # modules beside the file that names them
     _settle_memory()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(run(settings, file))
+        return runner.run(run(settings, file, as_json=as_json))
 
 
-async def run(config: Config, file: ConfigFile) -> int:
+async def run(config: Config, file: ConfigFile, *, as_json: bool = False) -> int:
     """Serve *config*, and what *file* says later, until a signal has ended it; the exit code."""
     listening = _bind(config)
     async with AsyncExitStack() as stack:
@@ -101,6 +110,7 @@ async def run(config: Config, file: ConfigFile) -> int:
             timeout=config.gateway.timeout,
             max_body=config.gateway.max_body,
         )
+        gateway.tracing = fleet.telemetry
         shown = Fleet(fleet.limits, fleet.limiter, fleet.governor, fleet.pools)
         expected = Expected(tuple(config.agents), config.retention.max_events_per_session)
         doctor = Doctor(fleet.gate, fleet.ledger, fleet.store, expected)
@@ -114,11 +124,12 @@ async def run(config: Config, file: ConfigFile) -> int:
         await fleet.sessions.recover()
         stopping = _Stopping(server, gateway, desk, fleet.sessions)
         stopping.install()
-        reloading = Reloading(fleet, file)
+        reloading = Reloading(fleet, file, as_json=as_json)
         reloading.start()
         stack.callback(reloading.stop)
         serving = asyncio.create_task(server.serve(sockets=[listening]))
-        server.ready.add_done_callback(lambda _: _announce(config, listening.getsockname()[1]))
+        announce = _announce_json if as_json else _announce
+        server.ready.add_done_callback(lambda _: announce(config, _base(config, listening.getsockname()[1])))
         await serving
         await fleet.sessions.aclose(timeout=0)
         return stopping.code
@@ -244,9 +255,21 @@ def _bind(config: Config) -> socket.socket:
     return listening
 
 
-def _announce(config: Config, port: int) -> None:
+def _base(config: Config, port: int) -> str:
     host = f"[{config.server.host}]" if ":" in config.server.host else config.server.host
-    base = f"http://{host}:{port}"
+    return f"http://{host}:{port}"
+
+
+def _announce_json(config: Config, base: str) -> None:
+    providers = [
+        {"id": one.id, "baseUrl": one.base_url, "limit": one.limit, "gateway": f"{base}/gateway/{one.id}"}
+        for one in config.providers.values()
+    ]
+    told = {"url": base, "version": __version__, "store": describe(config)["store"], "providers": providers}
+    print(json.dumps(told), flush=True)
+
+
+def _announce(config: Config, base: str) -> None:
     print(f"interlock {__version__} on {base}, state in {config.store}\n")
     for provider in config.providers.values():
         name = provider.id.upper().replace("-", "_")

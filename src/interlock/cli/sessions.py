@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from interlock.cli.client import client, default_url, fetch, in_path
 from interlock.cli.output import Json, ago, console, plain, seconds, shown
+from interlock.cli.progress import progress
 from interlock.cli.screen import waits_for
 from interlock.cli.status import table
 from interlock.config import parse_duration
@@ -254,7 +255,8 @@ async def drain(
     if wait > LONGEST_DRAIN_SECONDS:
         raise ValidationError(f"--timeout is {timeout}; allowed are at most 5m, and then again")
     path, body = f"/sessions/{in_path(session)}/drain", {"timeoutMs": round(wait * 1000)}
-    answer = await fetch(url or default_url(), path, "POST", body, timeout=wait + 10)
+    with progress(f"draining {session}"):
+        answer = await fetch(url or default_url(), path, "POST", body, timeout=wait + 10)
     return _print(answer, as_json, f"{session}: drained")
 
 

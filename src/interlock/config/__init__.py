@@ -1,6 +1,6 @@
 """``interlock.toml`` and the environment as frozen structs."""
 
-from interlock.config.reading import load_config
+from interlock.config.reading import load_config, parse_toml, read_struct
 from interlock.config.rules import MAX_CAPACITY, parse_capacity, parse_duration
 from interlock.config.structs import (
     AgentConfig,
@@ -30,4 +30,6 @@ __all__ = [
     "load_config",
     "parse_capacity",
     "parse_duration",
+    "parse_toml",
+    "read_struct",
 ]

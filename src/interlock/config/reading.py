@@ -12,7 +12,7 @@ import re
 import tomllib
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 
@@ -22,6 +22,8 @@ from interlock.errors import ValidationError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+Struct = TypeVar("Struct", bound=msgspec.Struct)
 
 _NEEDED = {"command": ("command",), "chat": ("provider", "model"), "python": ("target",)}
 _POSSIBLE = {"command": ("input", "output"), "chat": ("dialect", "system"), "python": ()}
@@ -42,7 +44,7 @@ def load_config(path: str | Path | None = None, env: Mapping[str, str] | None = 
     keys of their own. Raises :class:`ValidationError`, whose message is one line.
     """
     file = Path("interlock.toml" if path is None else path)
-    tree = _parse(file) if path is not None or file.exists() else {}
+    tree = parse_toml(file) if path is not None or file.exists() else {}
     reader = _Reader(str(file) if tree else None, os.environ if env is None else env)
     if tree.get("providers", {}) == {}:
         tree["providers"] = reader.offered()
@@ -56,7 +58,17 @@ def load_config(path: str | Path | None = None, env: Mapping[str, str] | None = 
     return config
 
 
-def _parse(file: Path) -> dict[str, Any]:
+def read_struct(kind: type[Struct], tree: dict[str, Any], source: str) -> Struct:
+    """*tree* as a *kind*, whose keys and rules are its own; *source* is what refusals name.
+
+    Raises :class:`ValidationError`, whose message is one line.
+    """
+    found: Struct = _Reader(source, {}).struct(kind, tree, ())
+    return found
+
+
+def parse_toml(file: Path) -> dict[str, Any]:
+    """What *file* says. Raises :class:`ValidationError`, whose message is one line."""
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:

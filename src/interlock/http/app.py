@@ -69,7 +69,7 @@ def create_app(
         book = TokenBook(MemoryStore(), gate.clock, server.token)
 
     metrics = FleetMetrics(gate.admission, gate, sessions, providers=gateway.providers)
-    gateway.on_ended = metrics.ended
+    gateway.on_ended.append(metrics.ended)
     watched = FleetStreams(Overview(gate, fleet, sessions).read, clock=gate.clock)
     desk.on_drain(watched.close)
 
@@ -102,6 +102,9 @@ def create_app(
             await through(scope, receive, send)
         elif scope["type"] == "websocket" and scope["path"] == CONNECT:
             await (connected if may(scope, "admin") else working)(scope, receive, send)
+        elif scope["type"] == "http" and gateway.tracing is not None:
+            with gateway.tracing.within(scope["headers"]):
+                await control(scope, receive, send)
         else:
             await control(scope, receive, send)
 

@@ -12,10 +12,11 @@ import inspect
 import logging
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from interlock.admission.callback import begin
 from interlock.core.sessions import RunChange
 from interlock.errors import InterlockError, RunNotFound, StoreError, Unavailable
 from interlock.session.patience import Backoff, settle
-from interlock.session.tally import note_end, note_start
+from interlock.session.tally import note_end, note_start, tally_of
 from interlock.session.values import plain, run_event
 
 if TYPE_CHECKING:
@@ -88,6 +89,14 @@ class Attempt:
 
     async def perform(self, context: RunContext) -> None:
         """Have the agent work, and write down what came of it, if the store is not closed before."""
+        ended = begin(tally_of(self._store).on_attempt, self.run)
+        run: Run | None = None
+        try:
+            run = await self._performed(context)
+        finally:
+            ended(run)
+
+    async def _performed(self, context: RunContext) -> Run | None:
         if self.stopping is None:
             if self.run.timeout is not None:
                 when = self._clock.now() + self.run.timeout
@@ -98,7 +107,7 @@ class Attempt:
         self.ended = True
         for timer in self._timers.values():
             timer.cancel()
-        await self._write_end()
+        return await self._write_end()
 
     async def _call(self, context: RunContext) -> Any:
         run: Any = getattr(self._agent, "run", self._agent)
@@ -149,11 +158,13 @@ class Attempt:
         told = {"error_code": problem["code"], "error_message": problem["message"]}
         return "fail", told, {"error": problem}
 
-    async def _write_end(self) -> None:
+    async def _write_end(self) -> Run | None:
         verb, data, fields = self._verdict()
         at = self._clock.now()
         change = RunChange(verb, at, self.run.attempt, token_usage=self.usage, **fields)
-        note_end(self._store, await self._change(change, run_event(verb, at, self.run.id, data)))
+        run = await self._change(change, run_event(verb, at, self.run.id, data))
+        note_end(self._store, run)
+        return run
 
     async def begin(self, waited: float, limits: Mapping[str, float]) -> bool:
         """Write down that it starts; False if the run was ended meanwhile, or the store closed."""

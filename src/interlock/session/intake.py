@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from interlock.admission.callback import call_back
 from interlock.errors import InterlockError, InvalidStatus, KeyReused, QueueFull
 from interlock.session.readings import Blocking
+from interlock.session.tally import tally_of
 from interlock.session.values import event
 
 if TYPE_CHECKING:
@@ -46,6 +48,8 @@ class Intake:
         if not new:
             _check_same(stored, run)
             return stored.id
+        for told_of in tally_of(self._store).on_submit:
+            call_back(told_of, stored)
         earlier = [*scheduler.attempts, *(one.id for one in scheduler.queue)]
         scheduler.add(stored)
         if collision in ("interrupt", "rollback"):

@@ -1,7 +1,6 @@
 """Prometheus' text format, version 0.0.4: families of samples in, text out; and the numbers that only grow.
 
-Nothing here knows what is measured. The values of a label are kept to a bounded number, since every one of
-them is a time series that somebody has to store.
+Nothing here knows what is measured.
 """
 
 from __future__ import annotations
@@ -15,9 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-MOST_VALUES: Final = 1000
-"""Different values of one label; whatever comes after them is `OTHER`."""
-OTHER: Final = "other"
 
 Kind: TypeAlias = Literal["counter", "gauge", "histogram"]
 Values: TypeAlias = tuple[str, ...]
@@ -76,21 +72,6 @@ def _quoted(text: str) -> str:
 
 def _encodable(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
-
-
-class Bounded:
-    """The values of one label: the first *most* are themselves for good, all others `OTHER`."""
-
-    def __init__(self, most: int = MOST_VALUES) -> None:
-        self._most = most - 1  # `OTHER` is one of them
-        self._known: set[str] = set()
-
-    def value(self, text: str) -> str:
-        if text not in self._known:
-            if len(self._known) >= self._most:
-                return OTHER
-            self._known.add(text)
-        return text
 
 
 class Counter:

@@ -15,14 +15,15 @@ from interlock import __version__
 from interlock.core.runs import ENDED
 from interlock.provider.signals import REASONS
 from interlock.session.tally import tally_of
-from interlock.telemetry.exposition import Bounded, Counter, Histogram, Metric, Sample, render
+from interlock.telemetry.exposition import Counter, Histogram, Metric, Sample, render
 from interlock.telemetry.invariants import broken_rules, stuck_at
+from interlock.telemetry.labels import BUCKETS, Bounded, LimitLabels
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from interlock.admission.local import LocalAdmission
-    from interlock.core.model import Claims
+    from interlock.admission.waits import Wait, WaitEnded
     from interlock.provider.gate import ProviderGate
     from interlock.session.sessions import Sessions
 
@@ -34,10 +35,6 @@ OUTCOMES: Final = ("answered", "upstream_error", "upstream_failed", "refused", "
 """How a gateway call can end; see `interlock.http.gateway.reply.Reply.outcome`."""
 UNKNOWN: Final = "unknown"
 """The provider of a call that named none of ours."""
-BUCKETS: Final = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
-"""Seconds of waiting."""
-PER_ID: Final = frozenset(("tools", "session", "run", "agent"))
-"""Families of limits with one for each agent or session: ``tools:coder`` is counted as ``tools:*``."""
 _PROVIDER: Final = "provider:"
 
 BUILD = Metric("interlock_build_info", "gauge", ("version",), "Always 1; the version that runs.")
@@ -107,7 +104,7 @@ class FleetMetrics:
         self._admission = admission
         self._gate = gate
         self._sessions = sessions
-        self._limits = Bounded()
+        self._limit = LimitLabels().value
         self._providers = Bounded()
         self._waits = Histogram(BUCKETS)
         self._calls = Counter()
@@ -117,13 +114,16 @@ class FleetMetrics:
         self._checks = 0
         self._violations = 0
         self._complained: list[str] = []
-        admission.on_waited = self._waited
+        admission.on_wait.append(self._waiting)
 
     # -- as it happens
 
-    def _waited(self, claims: Claims, seconds: float) -> None:
-        for label in {self._limit(limit.name) for limit, _ in claims.limits}:
-            self._waits.observe(seconds, label)
+    def _waiting(self, wait: Wait) -> WaitEnded:
+        def ended(_: str, seconds: float) -> None:
+            for label in {self._limit(name) for name in wait.limits}:
+                self._waits.observe(seconds, label)
+
+        return ended
 
     def ended(self, provider: str | None, outcome: str) -> None:
         """A gateway call to *provider* has ended; None: to none of ours."""
@@ -216,10 +216,6 @@ class FleetMetrics:
             for text in found[:10]:
                 log.error("a rule is broken, please report this: %s", text)
         return len(stuck)
-
-    def _limit(self, name: str) -> str:
-        family, colon, _ = name.partition(":")
-        return f"{family}:*" if colon and family in PER_ID else self._limits.value(name)
 
 
 def _by_label(numbers: dict[str, int]) -> list[Sample]:

@@ -57,15 +57,26 @@ class VirtualClock:
             raise ValueError(f"seconds is {seconds!r}; time does not run backwards")
         until_ns = self._now_ns + round(seconds * _NS)
         await idle()
-        while self._timers and self._timers[0][0] <= until_ns:
+        while await self._fire(until_ns):
+            pass
+        self._now_ns = until_ns
+        await idle()
+
+    async def step(self) -> bool:
+        """Let time pass up to the next timer, and fire it as `advance` does; False if there is none."""
+        await idle()
+        return await self._fire(None)
+
+    async def _fire(self, until_ns: int | None) -> bool:
+        while self._timers and (until_ns is None or self._timers[0][0] <= until_ns):
             due_ns, _, timer = heappop(self._timers)
             if timer.callback is None:
                 continue
             self._now_ns = max(self._now_ns, due_ns)
             timer.callback()
             await idle()
-        self._now_ns = until_ns
-        await idle()
+            return True
+        return False
 
 
 async def idle() -> None:

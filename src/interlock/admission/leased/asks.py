@@ -37,6 +37,8 @@ class Ask:
     shared = False
     """Whether others may ask for the same permit: it has a key of the caller's."""
     told: Callable[[], object] | None = None
+    queued = False
+    """Whether the server has said that it has to wait."""
     said = 0
     names: tuple[str, ...] = ()
     """Of the limits that it is for, if it waits for limits."""

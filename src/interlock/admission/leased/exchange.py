@@ -13,11 +13,12 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from interlock.admission.callback import call_back
+from interlock.admission.callback import begin, call_back
 from interlock.admission.leased.asks import Ask, RemotePermit, hold_words, more_words
 from interlock.admission.leased.leases import Held, LeaseKeeper, now
 from interlock.admission.refusals import lending_refused, lost
 from interlock.admission.validation import check_seconds
+from interlock.admission.waits import Wait
 from interlock.admission.wire import GENERATED, error_from_wire
 from interlock.clock import SystemClock
 from interlock.errors import (
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from interlock.admission.leased.leases import Renewals
     from interlock.admission.leased.link import Link
     from interlock.admission.permit import Acquisition, Permit
+    from interlock.admission.waits import WaitWatcher
     from interlock.core import model
     from interlock.core.model import Outcome
 
@@ -74,6 +76,8 @@ class Exchange:
         self._thread: int | None = None
         self._handed_over: dict[model.Permit, object] = {}
         self._keeper = LeaseKeeper(renewals, lease, self._held, self._forget)
+        self.on_wait: list[WaitWatcher] = []
+        """Told of every wait, by the task that waits."""
 
     # -- asking
 
@@ -85,11 +89,18 @@ class Exchange:
 
     def _admit(self, request: Acquisition) -> Generator[Any, None, Permit]:
         ask = self._request(request)
+        how, ended = "cancelled", None
+        if self.on_wait:
+            ended = begin(self.on_wait, Wait(request.names, request.owner, request.priority, _unknown))
         try:
             yield from ask.future
+            how = "granted" if ask.error is None else ask.error.code
         except BaseException:
             self._give_up(ask)
             raise
+        finally:
+            if ended is not None and ask.queued:
+                ended(how, ask.age)
         if ask.error is not None:
             raise ask.error
         held = ask.held
@@ -409,6 +420,7 @@ class Exchange:
         ask = self._asks.get(number)
         if ask is not None:
             ask.since = since
+            ask.queued = True
             told, ask.told = ask.told, None
             if told is not None:
                 call_back(told)
@@ -427,3 +439,7 @@ class Exchange:
 
     def _viewed(self, number: int, view_number: int, at: float, view: Any) -> None:
         raise NotImplementedError
+
+
+def _unknown() -> None:
+    """The place in line is the server's to know."""

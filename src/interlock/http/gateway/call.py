@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 from interlock.errors import ValidationError
 from interlock.http.gateway.conversation import RequestFacts, Turns, identify, plain_name
 from interlock.http.gateway.headers import RawHeaders, upstream_path
+from interlock.http.gateway.tracing import UNTRACED
 from interlock.provider.signals import WORDINGS, Wording
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     from interlock.http.gateway.reply import Reply
+    from interlock.http.gateway.tracing import CallTrace
 
     Scope = dict[str, Any]
     Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -49,6 +51,7 @@ class Call:
     priority: int
     reply: Reply
     waited: float = 0.0
+    trace: CallTrace = UNTRACED
 
 
 class CallReader:

@@ -26,6 +26,7 @@ from interlock.http.gateway.headers import (
     response_headers,
 )
 from interlock.http.gateway.reply import Reply
+from interlock.http.gateway.tracing import UNTRACED
 from interlock.http.gateway.upstream import Upstream, UpstreamError, UpstreamResponse
 from interlock.provider.retry import (
     EXCERPT,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from interlock.admission.permit import Permit
     from interlock.core.model import Outcome
     from interlock.http.gateway.call import Receive, Scope
+    from interlock.http.gateway.tracing import CallTrace, Tracing
     from interlock.provider.gate import ProviderGate
     from interlock.provider.signals import RateLimitSignal
 
@@ -84,8 +86,9 @@ class Gateway:
         self.calls: set[asyncio.Task[Any]] = set()
         """The calls under way."""
         self.draining = False
-        self.on_ended: Callable[[str | None, str], object] | None = None
+        self.on_ended: list[Callable[[str | None, str], object]] = []
         """Called after every call with the provider's id, if it is one of ours, and `Reply.outcome`."""
+        self.tracing: Tracing | None = None
 
     @property
     def providers(self) -> Mapping[str, GatewayProvider]:
@@ -98,6 +101,11 @@ class Gateway:
         }
         below = "/" + scope["path"].partition("/gateway/")[2].partition("/")[2]
         reply = Reply(send, dialect_of(below, headers), ping_after=self._ping_after)
+        addressed = self._reader.addressed(scope)
+        provider = None if addressed is None else addressed.id
+        trace: CallTrace = UNTRACED
+        if self.tracing is not None:
+            trace = self.tracing.call(scope["method"], provider, headers)
         task = asyncio.current_task()
         assert task is not None
         self.calls.add(task)
@@ -108,6 +116,8 @@ class Gateway:
                 return
             call = await self._reader.read(scope, headers, below, receive, reply)
             if call is not None:
+                call.trace = trace
+                trace.identified(below, call.facts.model, call.conversation)
                 await self._until_disconnect(call, receive, task)
         except InterlockError as error:
             await self._refuse(reply, error, scope)
@@ -124,9 +134,10 @@ class Gateway:
         finally:
             reply.cancel_pings()
             self.calls.discard(task)
-            if self.on_ended is not None:
-                provider = self._reader.addressed(scope)
-                self.on_ended(None if provider is None else provider.id, "torn" if torn else reply.outcome)
+            outcome = "torn" if torn else reply.outcome
+            trace.ended(outcome, reply.status)
+            for ended in self.on_ended:
+                ended(provider, outcome)
 
     # -- the way
 
@@ -207,6 +218,7 @@ class Gateway:
         """One try under *permit*. None: the call is over; else the provider refused for now."""
         outcome: Outcome = "failed"
         response: UpstreamResponse | None = None
+        broken: str | None = None
         try:
             response = await self._send(call)
             if response.status < 400:
@@ -220,27 +232,33 @@ class Gateway:
                 outcome = "success" if response.status < 500 and excerpt.signal is None else "failed"
                 await self._pass_excerpt(call, excerpt, response)
         except UpstreamError as error:
+            broken = error.kind
             await self._upstream_failed(call, error)
         except asyncio.CancelledError:
-            outcome = "cancelled"
+            outcome = broken = "cancelled"
             raise
         finally:
             # Closed before it is released: the provider sees the end no later than the next one's start.
             if response is not None:
                 response.close()
             permit.release(outcome)
+            call.trace.attempted(broken)
         return None
 
     async def _pass_without_permit(self, call: Call) -> None:
         response: UpstreamResponse | None = None
+        broken: str | None = "cancelled"
         try:
             response = await self._send(call)
             await self._stream(call, response, None)
+            broken = None
         except UpstreamError as error:
+            broken = error.kind
             await self._upstream_failed(call, error)
         finally:
             if response is not None:
                 response.close()
+            call.trace.attempted(broken)
 
     async def _send(self, call: Call) -> UpstreamResponse:
         headers = request_headers(call.raw_headers, api_key=call.provider.api_key, dialect=call.reply.dialect)
@@ -248,11 +266,14 @@ class Gateway:
             # The header of the answer is out: what comes must be readable as it is.
             headers = [(name, value) for name, value in headers if name.lower() != "accept-encoding"]
             headers.append(("accept-encoding", "identity"))
+        headers = call.trace.sending(call.provider.base_url, headers)
         # A plain answer comes all at once: its first byte may take as long as its caller waits.
         patience = None if call.facts.streaming else max(120.0, call.deadline - self._now())
         body = call.body if call.body or call.method not in WITHOUT_PERMIT else None
         try:
-            return await self._upstream.send(call.method, call.url, headers, body, timeout=patience)
+            response = await self._upstream.send(call.method, call.url, headers, body, timeout=patience)
+            call.trace.answered(response.status)
+            return response
         finally:
             await call.reply.stop_pings()
 
@@ -283,6 +304,7 @@ class Gateway:
                 else:
                     await reply.chunk(chunk)
         except UpstreamError as error:
+            call.trace.attempted(error.kind)
             if not events:
                 # The client must not take a torn answer for a whole one: its connection is cut as well.
                 raise ConnectionResetError(error.message) from None

@@ -43,7 +43,8 @@ class Reply:
         self._pinger: asyncio.Task[None] | None = None
         self.started = False
         self.pinged = False
-        self._status = 0
+        self.status = 0
+        """What the client was told; 0 before that."""
         self._ended = False
         self._told: str | None = None
 
@@ -58,11 +59,11 @@ class Reply:
             return self._told
         if not self._ended:
             return "left"
-        return "answered" if self._status < 400 else "upstream_error"
+        return "answered" if self.status < 400 else "upstream_error"
 
     async def start(self, status: int, headers: RawHeaders) -> None:
         self.started = True
-        self._status = status
+        self.status = status
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def chunk(self, body: bytes) -> None:
