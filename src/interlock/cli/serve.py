@@ -7,12 +7,11 @@ import gc
 import signal
 import socket
 import sys
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
-import uvicorn
 from cyclopts import Parameter
 
 from interlock import __version__
@@ -23,6 +22,7 @@ from interlock.config import Config
 from interlock.errors import InterlockError, ValidationError
 from interlock.http.access.book import TokenBook
 from interlock.http.app import create_app
+from interlock.http.connections.server import Server, uvicorn_config
 from interlock.http.control import Fleet
 from interlock.http.doctor import Doctor
 from interlock.http.gateway.call import GatewayProvider
@@ -106,11 +106,10 @@ async def run(config: Config, file: ConfigFile) -> int:
         doctor = Doctor(fleet.gate, fleet.ledger, fleet.store, expected)
         book = TokenBook(fleet.store, fleet.gate.clock, config.server.token)
         await book.load()
-        server = _Server(
-            create_app(
-                fleet.gate, gateway, config.server, desk, shown, fleet.sessions, doctor=doctor, book=book
-            )
+        app = create_app(
+            fleet.gate, gateway, config.server, desk, shown, fleet.sessions, doctor=doctor, book=book
         )
+        server = Server(uvicorn_config(app))
         await fleet.sessions.recover()
         stopping = _Stopping(server, gateway, desk, fleet.sessions)
         stopping.install()
@@ -140,46 +139,10 @@ def _settle_memory() -> None:
     gc.set_threshold(50_000, 20, 100)
 
 
-class _Server(uvicorn.Server):
-    """uvicorn without its own ideas about signals, logs and headers."""
-
-    def __init__(self, app: object) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,  # type: ignore[arg-type]
-                http="httptools",
-                ws="websockets-sansio",
-                ws_per_message_deflate=False,
-                ws_ping_interval=None,  # clients of permits are heard of all the time
-                lifespan="off",
-                access_log=False,
-                log_config=None,
-                server_header=False,
-                date_header=False,
-                proxy_headers=False,
-                timeout_keep_alive=75,
-                timeout_graceful_shutdown=5,  # for answers that their client does not read
-                backlog=2048,
-            )
-        )
-
-        self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.ready.set_result(None)
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 class _Stopping:
     """First signal: take nothing new and let what runs finish. Second: stop at once."""
 
-    def __init__(
-        self, server: uvicorn.Server, gateway: Gateway, desk: PermitDesk, sessions: Sessions
-    ) -> None:
+    def __init__(self, server: Server, gateway: Gateway, desk: PermitDesk, sessions: Sessions) -> None:
         self._server = server
         self._gateway = gateway
         self._desk = desk
