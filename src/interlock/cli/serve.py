@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
-import socket
 import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -19,9 +18,12 @@ from interlock.admission.local import LocalAdmission
 from interlock.app import Interlock, check_supported
 from interlock.cli.reload import ConfigFile, Reloading
 from interlock.config import Config
-from interlock.errors import InterlockError, ValidationError
+from interlock.errors import ValidationError
 from interlock.http.access.book import TokenBook
+from interlock.http.access.reach import check_reach
 from interlock.http.app import create_app
+from interlock.http.connections.listening import leave, listen
+from interlock.http.connections.places import Places
 from interlock.http.connections.server import Server, uvicorn_config
 from interlock.http.control import Fleet
 from interlock.http.doctor import Doctor
@@ -49,7 +51,11 @@ def serve(
     config: Annotated[Path | None, Parameter(help="Default: interlock.toml here, if there is one.")] = None,
     host: str | None = None,
     port: int | None = None,
+    socket: Annotated[str | None, Parameter(help="The path of a Unix socket, instead of an address.")] = None,
     log_format: Literal["text", "json"] | None = None,
+    insecure_no_auth: Annotated[
+        bool, Parameter(negative=(), help="Listen where others can reach it, without any token.")
+    ] = False,
 ) -> int:
     """Run the gateway and the control plane.
 
@@ -59,7 +65,7 @@ def serve(
 
     Example: interlock serve --config interlock.toml
     """
-    overrides = {"host": host, "port": port, "log_format": log_format}
+    overrides = {"host": host, "port": port, "socket": socket, "log_format": log_format}
     given = {name: value for name, value in overrides.items() if value is not None}
 
     def adjusted(read: Config) -> Config:
@@ -75,14 +81,15 @@ def serve(
         sys.path.insert(0, str(file.path.absolute().parent))  # modules beside the file that names them
     _settle_memory()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(run(settings, file))
+        return runner.run(run(settings, file, insecure=insecure_no_auth))
 
 
-async def run(config: Config, file: ConfigFile) -> int:
-    """Serve *config*, and what *file* says later, until a signal has ended it; the exit code."""
-    listening = _bind(config)
+async def run(config: Config, file: ConfigFile, *, insecure: bool = False) -> int:
+    """Serve *config*, and what *file* says later, until a signal has ended it; the exit code.
+
+    Raises `ValidationError` where others can reach it and nobody is asked for a token, unless *insecure*.
+    """
     async with AsyncExitStack() as stack:
-        stack.callback(listening.close)
         fleet = await stack.enter_async_context(Interlock(config))
         assert isinstance(fleet.admission, LocalAdmission)
         assert fleet.limits is not None
@@ -109,7 +116,11 @@ async def run(config: Config, file: ConfigFile) -> int:
         app = create_app(
             fleet.gate, gateway, config.server, desk, shown, fleet.sessions, doctor=doctor, book=book
         )
-        server = Server(uvicorn_config(app))
+        places = Places(config.server.max_connections, config.server.max_connections_per_address)
+        server = Server(uvicorn_config(app, places=places))
+        check_reach(config.server, book, insecure=insecure)
+        listening = listen(config.server)
+        stack.callback(leave, config.server, listening)
         await fleet.sessions.recover()
         stopping = _Stopping(server, gateway, desk, fleet.sessions)
         stopping.install()
@@ -117,7 +128,8 @@ async def run(config: Config, file: ConfigFile) -> int:
         reloading.start()
         stack.callback(reloading.stop)
         serving = asyncio.create_task(server.serve(sockets=[listening]))
-        server.ready.add_done_callback(lambda _: _announce(config, listening.getsockname()[1]))
+        bound = listening.getsockname()
+        server.ready.add_done_callback(lambda _: _announce(config, bound))
         await serving
         await fleet.sessions.aclose(timeout=0)
         return stopping.code
@@ -190,27 +202,12 @@ def _providers(config: Config) -> Iterator[GatewayProvider]:
         yield GatewayProvider(provider.id, provider.base_url, key, own + WORDINGS)
 
 
-def _bind(config: Config) -> socket.socket:
-    host, port = config.server.host, config.server.port
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # The protocol is named so that asyncio, too, turns off the delay of small writes on what it accepts.
-    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((host, port))
-    except OSError as error:
-        listening.close()
-        raise InterlockError(
-            f"cannot listen on {host}:{port}: {error.strerror}; choose another with --port"
-        ) from None
-    listening.setblocking(False)
-    return listening
-
-
-def _announce(config: Config, port: int) -> None:
+def _announce(config: Config, bound: Any) -> None:
     host = f"[{config.server.host}]" if ":" in config.server.host else config.server.host
-    base = f"http://{host}:{port}"
-    print(f"interlock {__version__} on {base}, state in {config.store}\n")
+    where = base = f"http://{host}:{bound[1]}"
+    if config.server.socket is not None:
+        where, base = f"unix:{config.server.socket}", "http://localhost"
+    print(f"interlock {__version__} on {where}, state in {config.store}\n")
     for provider in config.providers.values():
         name = provider.id.upper().replace("-", "_")
         print(f"  export {name}_BASE_URL={base}/gateway/{provider.id}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
-from interlock.cli.client import NoAnswer, fetch, in_path
+from interlock.cli.client import NoAnswer, fetch, in_path, url_of
 from interlock.cli.output import Json, console
 from interlock.cli.status import table
 from interlock.clock import SystemClock
@@ -144,7 +144,7 @@ async def _ask(
     if named:
         return await fetch(named.rstrip("/"), *request)
     settings = load_config(config)
-    local = f"http://{_host(settings.server.host)}:{settings.server.port}"
+    local = url_of(settings.server)
     try:
         return await fetch(local, *request)
     except NoAnswer as error:
@@ -184,12 +184,6 @@ def _check_place(store: str, config: Path | None, nobody: NoAnswer) -> None:
         raise InterlockError(
             f"{tried}, and there is no {file}; run it where the server runs, or with --config"
         )
-
-
-def _host(host: str) -> str:
-    """Where a server that listens on *host* is reached from this machine."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared with, not bound to
-    return f"[{host}]" if ":" in host else host
 
 
 def _say(answer: dict[str, Any], as_json: bool, line: str) -> int:

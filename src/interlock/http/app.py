@@ -105,7 +105,7 @@ def create_app(
         else:
             await control(scope, receive, send)
 
-    any_host = server.host in ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
+    any_host = server.socket is None and server.host in ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
     return Guard(route, hosts=(server.host, *server.allowed_hosts), book=book, any_host=any_host)
 
 

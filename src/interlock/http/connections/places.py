@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
-
 from interlock.http.access.failures import network
+from interlock.http.access.reach import is_loopback
 
 MOST = 1024
 MOST_PER_ADDRESS = 128
@@ -31,7 +30,7 @@ class Places:
         """
         name, bound = network(address), self._most_per_address
         there = self._by_network.get(name, 0)
-        if bound is not None and _is_loopback(address):
+        if bound is not None and (not address or is_loopback(address)):
             bound *= LOOPBACK_TIMES
         if (self._most is not None and self._count >= self._most) or (bound is not None and there >= bound):
             return None
@@ -47,11 +46,3 @@ class Places:
             self._by_network[place] = left
         else:
             del self._by_network[place]
-
-
-def _is_loopback(address: str) -> bool:
-    try:
-        parsed = ip_address(address.partition("%")[0])
-    except ValueError:
-        return not address
-    return (getattr(parsed, "ipv4_mapped", None) or parsed).is_loopback
