@@ -346,7 +346,8 @@ def test_a_named_file_must_be_there(tmp_path: Path) -> None:
 PROVIDER = '[providers.p]\nbase_url = "http://h"\n'
 
 SERVER_KEYS = (
-    "host, port, socket, token, allowed_hosts, log_format, max_connections, max_connections_per_address"
+    "host, port, socket, token, allowed_hosts, log_format, max_connections, max_connections_per_address, "
+    "max_waiting, max_waiting_per_limit, max_waiting_bytes"
 )
 TABLES = "known here: store, coordination, server, limits, providers, gateway, pools, agents, retention"
 PORT = "is not a whole number from 0 to 65535"

@@ -50,6 +50,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     log_format: Literal["text", "json"] = "text"
     max_connections: Capacity = 1024
     max_connections_per_address: Capacity = 128
+    max_waiting: Capacity = 10_000
+    max_waiting_per_limit: Capacity = 2_000
+    max_waiting_bytes: Annotated[int, size] = 32 << 20
 
 
 class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,10 +14,11 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
+from interlock.http.access.caller import ANYBODY, CALLER, Caller
 from interlock.http.access.ending import CHALLENGE, while_valid
 from interlock.http.access.failures import Failures
 from interlock.http.access.refusals import is_gateway, refuse
-from interlock.http.access.scopes import ANYBODY, CALLER, OPEN_PATHS, Caller
+from interlock.http.access.scopes import OPEN_PATHS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable

@@ -15,7 +15,8 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from interlock.errors import AcquireTimeout, Draining, InterlockError, LimitExceeded
+from interlock.errors import AcquireTimeout, DeadlockDetected, Draining, InterlockError, LimitExceeded
+from interlock.http.access.caller import caller_of
 from interlock.http.gateway.call import Call, CallReader, GatewayProvider
 from interlock.http.gateway.conversation import Turns, TurnScanner
 from interlock.http.gateway.dialects import dialect_of
@@ -27,6 +28,7 @@ from interlock.http.gateway.headers import (
 )
 from interlock.http.gateway.reply import Reply
 from interlock.http.gateway.upstream import Upstream, UpstreamError, UpstreamResponse
+from interlock.http.permits.room import WaitingRoom
 from interlock.provider.retry import (
     EXCERPT,
     WITHOUT_PERMIT,
@@ -81,6 +83,7 @@ class Gateway:
         self._now = gate.clock.now
         self._turns = Turns()
         self._reader = CallReader(providers, self._turns, self._now, timeout=timeout, max_body=max_body)
+        self.room = WaitingRoom(gate.admission.kernel)
         self.calls: set[asyncio.Task[Any]] = set()
         """The calls under way."""
         self.draining = False
@@ -186,6 +189,11 @@ class Gateway:
             call.waited += self._now() - began
 
     async def _admitted(self, call: Call) -> Permit:
+        self.room.check((f"provider:{call.provider.id}", *self._also))
+        with self.room.holding(call.caller, len(call.body)):
+            return await self._waited_for(call)
+
+    async def _waited_for(self, call: Call) -> Permit:
         asked = self._now()
         timeout = max(0.0, call.deadline - asked)
         try:
@@ -353,6 +361,8 @@ class Gateway:
 
     async def _refuse(self, reply: Reply, error: InterlockError, scope: Scope) -> None:
         await reply.stop_pings()
+        if isinstance(error, AcquireTimeout | DeadlockDetected):
+            error = caller_of(scope).told(error)
         retry_after = None
         if error.retryable:
             retry_after = random.uniform(0.8, 1.2)  # noqa: S311 - only to keep the refused apart

@@ -15,6 +15,7 @@ from interlock.admission.wire import GENERATED, is_generated
 from interlock.errors import InvalidOperation, PermitLost, StaleFence
 from interlock.http.permits.asking import Asking, at_once
 from interlock.http.permits.leases import LeaseRecord
+from interlock.http.permits.room import WaitingRoom
 from interlock.http.problems import NotFound, encoded
 from interlock.ledger import Cause
 from interlock.limits import PREFIX
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
 
     from interlock.admission.local import LocalAdmission
+    from interlock.admission.permit import Permit
     from interlock.core import model
     from interlock.ledger import Ledger
     from interlock.ports import Settings
@@ -41,6 +43,7 @@ class PermitDesk:
 
     def __init__(self, admission: LocalAdmission, store: Settings) -> None:
         self.admission = admission
+        self.room = WaitingRoom(admission.kernel)
         self.epoch = uuid4().hex
         """Another one at every start, by which clients know that they have to say what they hold."""
         self.leases = LeaseRecord(store, admission.clock.now)
@@ -152,6 +155,15 @@ class PermitDesk:
 
     # -- permits
 
+    def parent(self, parent_id: str | None) -> Permit | None:
+        """The permit under which another is asked for, if that names one. Raises `InvalidOperation`."""
+        if parent_id is None:
+            return None
+        parent = self.admission.permit(parent_id)
+        if parent is None:
+            raise InvalidOperation(f"the parent {parent_id!r} has been released")
+        return parent
+
     def found(self, permit_id: str, fence: int) -> model.Permit:
         """The permit of this id, if *fence* is (or, for a permit that was lent, has been) its own.
 
@@ -159,10 +171,7 @@ class PermitDesk:
         """
         record = self.admission.kernel.permits.get(permit_id)
         if record is None:
-            raise NotFound(
-                f"no permit {permit_id!r} is held: it was released, or its lease ran out",
-                code=PermitLost.default_code,
-            )
+            raise not_held(permit_id)
         if not owns(record, fence):
             raise StaleFence(f"the fence {fence} of permit {permit_id!r} is stale", fence=record.fence)
         return record
@@ -267,6 +276,14 @@ def owns(record: model.Permit, fence: int) -> bool:
     Who had its units back may not have heard of its new fence yet.
     """
     return (record.serial or record.fence) <= fence <= record.fence
+
+
+def not_held(permit_id: str) -> NotFound:
+    """The error for the id of no permit."""
+    return NotFound(
+        f"no permit {permit_id!r} is held: it was released, or its lease ran out",
+        code=PermitLost.default_code,
+    )
 
 
 def new_id() -> str:
