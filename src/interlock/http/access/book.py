@@ -49,7 +49,7 @@ class _Kept(msgspec.Struct, kw_only=True, omit_defaults=True):
     scopes: tuple[ScopeName, ...]
     created: int
     expires: int | None = None
-    terms: Terms = _PLAIN
+    terms: Terms | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,8 @@ class TokenBook:
                 self._tokens[name] = None
             else:
                 digest = bytes.fromhex(kept.hash)
-                self._tokens[name] = Token(name, digest, kept.scopes, kept.created, kept.expires, kept.terms)
+                terms = kept.terms or _PLAIN
+                self._tokens[name] = Token(name, digest, kept.scopes, kept.created, kept.expires, terms)
         self._index()
 
     # -- asking
@@ -173,7 +174,7 @@ class TokenBook:
         Raises `ValidationError` for a name, scope or terms that cannot be, `InvalidOperation` for a name that
         is taken, and `StoreError`; then there is none.
         """
-        terms = terms or Terms()
+        terms = terms or _PLAIN
         self._check(name, scopes)
         terms.check(scopes)
         secret = Secret("il_" + secrets.token_urlsafe(_BYTES))
@@ -182,7 +183,11 @@ class TokenBook:
         ordered = tuple(scope for scope in get_args(ScopeName) if scope in scopes)
         token = Token(name, digest_of(secret.reveal()), ordered, now_ms, expires_ms, terms)
         kept = _Kept(
-            hash=token.digest.hex(), scopes=token.scopes, created=now_ms, expires=expires_ms, terms=terms
+            hash=token.digest.hex(),
+            scopes=token.scopes,
+            created=now_ms,
+            expires=expires_ms,
+            terms=None if terms == _PLAIN else terms,
         )
         self._tokens[name] = None
         try:
