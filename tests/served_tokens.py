@@ -48,9 +48,7 @@ class Door:
     sessions: Sessions
     admission: LocalAdmission
 
-    async def token(
-        self, *scopes: str, name: str = "", expires_in: float | None = None, **terms: Any
-    ) -> str:
+    async def token(self, *scopes: str, name: str = "", expires_in: float | None = None, **terms: Any) -> str:
         """A new token of these scopes, by default called after them."""
         called = name or "-".join((*scopes, *map(str, terms.values())))
         _, secret = await self.book.create(called, scopes, expires_in, Terms(**terms))

@@ -1,4 +1,4 @@
-"""What a token allows of line and room: no place before others, and no more waiting or streaming than is served."""
+"""What a token allows of line and room: no place before others, and bounds of waiting and streaming."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from interlock.admission.remote import RemoteAdmission
 from interlock.clock import SystemClock
 from interlock.errors import InterlockError, QueueFull
 from interlock.http.access.book import TokenBook
-from interlock.http.access.caller import ANYBODY, OLDEST_START, Caller as Asker
+from interlock.http.access.caller import ANYBODY, OLDEST_START
+from interlock.http.access.caller import Caller as Asker
 from interlock.http.permits.room import WaitingRoom
 from interlock.http.streaming import LONGEST_SECONDS, StreamRoom
 from interlock.stores.memory import MemoryStore
@@ -53,7 +54,7 @@ def refused(answer: Answer, status: int, code: str) -> None:
 
 @pytest.mark.parametrize(("terms", "least"), [({}, 0), ({"min_priority": 5}, 5), ({"min_priority": -5}, -5)])
 async def test_no_priority_before_what_the_token_allows(terms: dict[str, int], least: int) -> None:
-    """Permits, runs and calls: 403 that names the bound, and nothing was asked for; an admin goes anywhere."""
+    """Permits, runs and calls: 403 that names the bound, and nothing was asked; an admin goes anywhere."""
     async with upstream() as provider, door(provider=provider.url) as server:
         server.admission.configure("a", None)
         token, admin = await server.token(*SCOPES, **terms), await server.token("admin")
@@ -131,7 +132,9 @@ async def test_over_a_connection_of_permits_the_same_holds() -> None:
             (await remote.acquire("a", priority=0)).release()
             await until(lambda: not admission.holders("a"))
             stack.enter_context(full(admission, "a"))
-            asked = [asyncio.ensure_future(_waits(remote, since)) for since in (1.0, admission.clock.now() + 1e6)]
+            asked = [
+                asyncio.ensure_future(_waits(remote, since)) for since in (1.0, admission.clock.now() + 1e6)
+            ]
             await until(lambda: len(admission.waiting()) == 2)
             now = admission.clock.now()
             first, last = sorted(one.since for one in admission.waiting())
@@ -170,7 +173,11 @@ async def crowd(server: Door, count: int, limit: str = "a") -> AsyncIterator[lis
 async def test_no_more_wait_than_may() -> None:
     """For one limit and in all: 429 ``queue_full`` on every way in, while what need not wait is served."""
     bounds = {"max_waiting": 5, "max_waiting_per_limit": 3}
-    async with upstream() as provider, door(provider=provider.url, **bounds) as server, AsyncExitStack() as stack:
+    async with (
+        upstream() as provider,
+        door(provider=provider.url, **bounds) as server,
+        AsyncExitStack() as stack,
+    ):
         stack.enter_context(full(server.admission, "a", "b", "provider:p"))
         server.admission.configure("free", 5)
         wait = {"timeoutMs": 60_000}

@@ -74,7 +74,9 @@ async def test_sessions_runs_and_events_of_others_are_not_there() -> None:
                 for one in ids:
                     answer = await server.ask(method, path.format(one), acme, body)
                     same_but(answer, reference, one, unknown)
-        stream = await server.ask("GET", f"/sessions/{foreign}/events", acme, None, (b"accept", b"text/event-stream"))
+        stream = await server.ask(
+            "GET", f"/sessions/{foreign}/events", acme, None, (b"accept", b"text/event-stream")
+        )
         assert stream.status == 404
 
         async def listed(token: str, query: str = "") -> list[str]:
@@ -125,7 +127,9 @@ async def test_permits_and_waiters_of_others_are_not_there() -> None:
             renewed = await server.ask("POST", f"/permits/{one}/renew", acme, {"fence": fence})
             assert (renewed.status, renewed.json["code"]) == (404, "permit_lost")
             assert (await server.ask("DELETE", f"/permits/{one}", acme)).json == {"released": False}
-        many = {"permits": [{"id": "k@beta", "fence": fence}, {"id": "x@beta", "fence": fence, "limits": ["a"]}]}
+        many = {
+            "permits": [{"id": "k@beta", "fence": fence}, {"id": "x@beta", "fence": fence, "limits": ["a"]}]
+        }
         answer = await server.ask("POST", "/permits/renew", acme, many)
         assert answer.json["lost"] == ["k@beta", "x@beta"]
         assert [one.id for one in server.admission.holders("a")] == ["k@beta"]
@@ -176,7 +180,11 @@ async def test_conversations_of_two_tenants_are_two() -> None:
         body = chat()
         waiting = []
         for token in (acme, acme, beta):
-            fields = [bearer(token), (b"x-interlock-conversation", b"chat"), (b"content-length", b"%d" % len(body))]
+            fields = [
+                bearer(token),
+                (b"x-interlock-conversation", b"chat"),
+                (b"content-length", b"%d" % len(body)),
+            ]
             waiting.append((caller(server.url), fields))
         async with waiting[0][0] as first, waiting[1][0] as second, waiting[2][0] as third:
             for client, (_, fields) in zip((first, second, third), waiting, strict=True):
@@ -230,7 +238,11 @@ async def test_terms_outlive_the_server_and_are_listed() -> None:
         created = await server.ask("POST", "/tokens", admin, body, (b"content-type", b"application/json"))
         assert created.json["tenant"] == "acme"
         listed = {one["name"]: one for one in (await server.ask("GET", "/tokens", admin)).json["tokens"]}
-        assert (listed["t"]["tenant"], listed["t"]["minPriority"], listed["t"]["requestsPerDay"]) == ("acme", 3, 5)
+        assert (listed["t"]["tenant"], listed["t"]["minPriority"], listed["t"]["requestsPerDay"]) == (
+            "acme",
+            3,
+            5,
+        )
         two = await server.ask("GET", "/sessions", acme, None, (b"x-interlock-token", beta.encode()))
         assert two.status == 401
         both = await server.ask("GET", "/tokens", acme, None, (b"x-interlock-token", admin.encode()))

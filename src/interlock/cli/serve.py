@@ -113,6 +113,7 @@ async def run(config: Config, file: ConfigFile, *, insecure: bool = False) -> in
         doctor = Doctor(fleet.gate, fleet.ledger, fleet.store, expected)
         book = TokenBook(fleet.store, fleet.gate.clock, config.server.token)
         await book.load()
+        stack.push_async_callback(book.aclose)
         app = create_app(
             fleet.gate, gateway, config.server, desk, shown, fleet.sessions, doctor=doctor, book=book
         )

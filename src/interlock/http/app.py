@@ -76,6 +76,7 @@ def create_app(
     gateway.on_ended = metrics.ended
     streams = StreamRoom()
     watched = FleetStreams(Overview(gate, fleet, sessions).read, clock=gate.clock, room=streams)
+    gateway.budgets = desk.budgets = book.budgets
     gateway.room = desk.room = WaitingRoom(
         gate.admission.kernel,
         most=server.max_waiting,

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from interlock.errors import InvalidOperation, ValidationError
+from interlock.http.access.budget import Budgets
 from interlock.http.access.caller import ANYBODY, Caller
 from interlock.http.access.scopes import NAMES
 from interlock.http.access.terms import Terms
@@ -82,6 +83,7 @@ class TokenBook:
         self._tokens: dict[str, Token | None] = {}
         """By name; None opens nothing: it is being made, or what the store has is damaged."""
         self._digests: frozenset[bytes] = frozenset()
+        self.budgets = Budgets(self, settings)
         self._ends: dict[str, set[Callable[[], None]]] = {}
         self._index()
 
@@ -99,8 +101,17 @@ class TokenBook:
                 terms = kept.terms or _PLAIN
                 self._tokens[name] = Token(name, digest, kept.scopes, kept.created, kept.expires, terms)
         self._index()
+        await self.budgets.load()
+
+    async def aclose(self) -> None:
+        """Write what tokens have used of their budgets."""
+        await self.budgets.aclose()
 
     # -- asking
+
+    def token(self, name: str) -> Token | None:
+        """The token of this name, if it is there and sound."""
+        return self._tokens.get(name)
 
     @property
     def required(self) -> bool:

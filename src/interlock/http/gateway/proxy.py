@@ -13,6 +13,7 @@ import itertools
 import logging
 import random
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from interlock.errors import AcquireTimeout, DeadlockDetected, Draining, InterlockError, LimitExceeded
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
     from interlock.admission.permit import Permit
     from interlock.core.model import Outcome
+    from interlock.http.access.budget import Budgets
     from interlock.http.gateway.call import Receive, Scope
     from interlock.provider.gate import ProviderGate
     from interlock.provider.signals import RateLimitSignal
@@ -84,6 +86,8 @@ class Gateway:
         self._turns = Turns()
         self._reader = CallReader(providers, self._turns, self._now, timeout=timeout, max_body=max_body)
         self.room = WaitingRoom(gate.admission.kernel)
+        self.budgets: Budgets | None = None
+        """Of tokens, where there are any."""
         self.calls: set[asyncio.Task[Any]] = set()
         """The calls under way."""
         self.draining = False
@@ -161,6 +165,8 @@ class Gateway:
     async def _pass(self, call: Call) -> None:
         """Through the gates and on; again, off the slot, while the provider says "too much"."""
         last: _Excerpt | None = None
+        if self.budgets is not None:
+            self.budgets.ask(call.caller)
         for attempt in itertools.count():
             try:
                 if attempt:
@@ -174,6 +180,8 @@ class Gateway:
             finally:
                 if call.reply.pinged is False:
                     await call.reply.stop_pings()
+            if self.budgets is not None:
+                self.budgets.hold(call.caller, partial(getattr, permit, "released"))
             last = await self._attempt(call, permit, attempt)
             if last is None:
                 return
@@ -366,6 +374,7 @@ class Gateway:
         retry_after = None
         if error.retryable:
             retry_after = random.uniform(0.8, 1.2)  # noqa: S311 - only to keep the refused apart
+            retry_after = max(retry_after, error.details.get("retry_after", 0.0))
             if (provider := self._reader.addressed(scope)) is not None:
                 paused_until = self._gate.reading(provider.id).paused_until or 0.0
                 retry_after = max(retry_after, paused_until - self._now())

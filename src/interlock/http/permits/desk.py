@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from interlock.admission.local import LocalAdmission
     from interlock.admission.permit import Permit
     from interlock.core import model
+    from interlock.http.access.budget import Budgets
+    from interlock.http.access.caller import Caller
     from interlock.ledger import Ledger
     from interlock.ports import Settings
     from interlock.provider.remote import ServedGate
@@ -44,6 +46,8 @@ class PermitDesk:
     def __init__(self, admission: LocalAdmission, store: Settings) -> None:
         self.admission = admission
         self.room = WaitingRoom(admission.kernel)
+        self.budgets: Budgets | None = None
+        """Of tokens, where there are any."""
         self.epoch = uuid4().hex
         """Another one at every start, by which clients know that they have to say what they hold."""
         self.leases = LeaseRecord(store, admission.clock.now)
@@ -118,6 +122,25 @@ class PermitDesk:
         if self.gate is not None:
             self.gate.know(names)
         self.hold_back(names)
+
+    # -- who asks
+
+    def ask(self, caller: Caller, names: tuple[str, ...], key: str, *, waits: bool) -> None:
+        """Before *caller* asks for *names*: `prepare`, and see whether it may.
+
+        Raises `QueueFull`, and `LimitExceeded` for a spent budget. Who asks again under a *key* is known already.
+        """
+        self.prepare(names)
+        kernel = self.admission.kernel
+        if waits:
+            self.room.check(names, key)
+        if self.budgets is not None and key not in kernel.permits and key not in kernel.waiters:
+            self.budgets.ask(caller)
+
+    def charge(self, caller: Caller, record: model.Permit) -> None:
+        """*caller* pays for the time that *record* lasts."""
+        if self.budgets is not None:
+            self.budgets.hold(caller, lambda: record.ended is not None)
 
     # -- limits
 

@@ -121,9 +121,8 @@ class _Routes:
         for what, name in (("key", asked.key), ("owner", asked.owner), ("parent", asked.parent)):
             caller.check_name(what, name)
         key = asked.key or new_id() + caller.suffix
-        desk.prepare(asked.limits)
-        if asked.timeout_ms:
-            desk.room.check(asked.limits, key)
+        caller.check_priority(asked.priority)
+        desk.ask(caller, asked.limits, key, waits=asked.timeout_ms > 0)
         poll = _Poll(desk, request, key)
         since = None if asked.since is None else asked.since / 1000
         acquisition = self._admission.acquire(
@@ -131,7 +130,7 @@ class _Routes:
             key=key,
             owner=asked.owner,
             parent=desk.parent(asked.parent),
-            priority=caller.check_priority(asked.priority),
+            priority=asked.priority,
             since=caller.started(since, self._admission.clock.now()),
             timeout=asked.timeout_ms / 1000,
             lease=lease,
@@ -140,6 +139,8 @@ class _Routes:
             record = await poll.record(acquisition.__await__())
         except (AcquireTimeout, DeadlockDetected, InvalidOperation) as error:
             raise caller.told(error) from None
+        if not poll.known:
+            desk.charge(caller, record)
         if not desk.is_safe(record, lease):
             await desk.safe(record, lease, poll)
         if poll.left:
@@ -235,7 +236,7 @@ class _Poll:
         self._desk = desk
         self._request = request
         self._key = key
-        self._known = key in desk.admission.kernel.permits
+        self.known = key in desk.admission.kernel.permits
         self._answer: asyncio.Future[model.Permit] = asyncio.get_running_loop().create_future()
         self.left = False
 
@@ -262,7 +263,7 @@ class _Poll:
     def _settled(self, permit: Permit | None, error: InterlockError | None) -> None:
         record = None if permit is None else self._desk.admission.kernel.permits[self._key]
         if record is not None:
-            self._desk.taken(record, self, self._known)
+            self._desk.taken(record, self, self.known)
         if self._answer.done():  # cancelled, and whoever awaits it has not come to run yet
             if record is not None:
                 self._desk.give_back(record, self)

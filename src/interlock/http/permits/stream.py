@@ -233,15 +233,14 @@ class _Connection:
                 raise ValidationError(f"a key or owner is too long; allowed are {_LONGEST_ID} characters")
             if len(self._askings) >= _MOST_WAITING:
                 raise LimitExceeded(f"{_MOST_WAITING} requests of this process wait already")
-            self._desk.prepare(said.names)
-            if more.timeout != 0:
-                self._desk.room.check(said.names, said.id)
+            self._caller.check_priority(more.priority)
+            self._desk.ask(self._caller, said.names, said.id, waits=more.timeout != 0)
             acquisition = self._admission.acquire(
                 *said.names,
                 key=said.id,
                 owner=more.owner,
                 parent=self._desk.parent(more.parent),
-                priority=self._caller.check_priority(more.priority),
+                priority=more.priority,
                 since=self._since(more),
                 timeout=more.timeout,
                 lease=lease,
@@ -274,6 +273,8 @@ class _Connection:
 
     def _granted(self, ask: int, record: model.Permit, lease: float, known: bool) -> None:
         self._desk.taken(record, self._client, known)
+        if not known:
+            self._desk.charge(self._caller, record)
         if self._desk.is_safe(record, lease):
             self._tell_granted(ask, record)
             return

@@ -223,7 +223,10 @@ class _Routes:
         session_id, key = _session_id(request), words.idempotency_key(request)
         asked = await read_body(request, words.NewRun, words.MOST_BYTES)
         asked.check()
-        caller_of(request.scope).check_priority(asked.priority)
+        caller = caller_of(request.scope)
+        caller.check_priority(asked.priority)
+        if self._desk.budgets is not None:
+            self._desk.budgets.ask(caller)
         server, began = await self._server(session_id), sessions.clock.now()
         run_id = await server.submit_run(
             asked.input,
