@@ -24,7 +24,7 @@ from interlock.http.access.reach import check_reach
 from interlock.http.app import create_app
 from interlock.http.connections.listening import leave, listen
 from interlock.http.connections.places import Places
-from interlock.http.connections.server import Server, uvicorn_config
+from interlock.http.connections.server import Server, check_parser, uvicorn_config
 from interlock.http.control import Fleet
 from interlock.http.doctor import Doctor
 from interlock.http.gateway.call import GatewayProvider
@@ -74,6 +74,7 @@ def serve(
     file = ConfigFile(config, adjusted)
     settings = file.read()
     check_supported(settings)
+    check_parser()
     if settings.coordination != "local":
         raise ValidationError('coordination: a server keeps the limits itself; allowed is "local"')
     log_to(style=settings.server.log_format, secrets=_secrets(settings))

@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+import httptools
 import uvicorn
 
+from interlock.errors import InterlockError
 from interlock.http.connections.places import Places
 from interlock.http.connections.protocol import Connection, LongConnection, Patience
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Iterator
+
+
+OLDEST_PARSER: Final = (0, 6, 3)
+"""Of httptools: what came before takes some requests for what they are not."""
+
+
+def check_parser(version: str = httptools.__version__) -> None:
+    """Raises `InterlockError` for a parser of requests that is too old to be trusted."""
+    numbers = tuple(int(part) for part in re.findall(r"[0-9]+", version)[:3])
+    if numbers < OLDEST_PARSER:
+        oldest = ".".join(map(str, OLDEST_PARSER))
+        raise InterlockError(
+            f"httptools {version} is too old to read requests safely; install {oldest} or later"
+        )
 
 
 def uvicorn_config(

@@ -90,6 +90,11 @@ class CallReader:
         if body is None:
             return None
         facts = await self._facts(below, headers, body)
+        if facts.steers is not None:
+            raise ValidationError(
+                f"the body has {facts.steers!r}; where calls go, and as whom, is the server's configuration",
+                code="unsupported_parameter",
+            )
         caller = caller_of(scope)
         conversation = plain_name(headers.get("x-interlock-conversation")) or facts.conversation
         if conversation is not None and not conversation.endswith(caller.suffix):

@@ -128,7 +128,7 @@ class PermitDesk:
     def ask(self, caller: Caller, names: tuple[str, ...], key: str, *, waits: bool) -> None:
         """Before *caller* asks for *names*: `prepare`, and see whether it may.
 
-        Raises `QueueFull`, and `LimitExceeded` for a spent budget. Who asks again under a *key* is known already.
+        Raises `QueueFull`, and `LimitExceeded` for a spent budget. Who asks again under a *key* is known.
         """
         self.prepare(names)
         kernel = self.admission.kernel
