@@ -18,7 +18,7 @@ from served_tokens import door
 @pytest.mark.parametrize("name", ["api_base", "base_url", "api_key", "organization"])
 @pytest.mark.parametrize("value", ["http://evil.example", None, {"x": 1}])
 async def test_a_body_chooses_no_provider(name: str, value: Any) -> None:
-    """400 in the dialect of the call, also where the name is spelled otherwise; the provider hears nothing."""
+    """400 in the dialect of the call, however the name is spelled; the provider hears nothing."""
     plain = json.loads(chat())
     spelled = json.dumps({**plain, name: value}).replace(name, name[:-1] + f"\\u{ord(name[-1]):04x}")
     async with upstream() as provider, gateway(provider.url) as served:
@@ -54,7 +54,7 @@ def test_addresses_that_no_provider_has(address: str, forbidden: bool) -> None:
 
 
 async def test_a_name_that_leads_there_is_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Asked once, and the connection goes to that very answer: nothing is connected to, and it is said why."""
+    """Asked once, and that answer counts: nothing is connected to, and it is said why."""
     asked = []
 
     async def resolved(host: str, port: int, **_: Any) -> list[Any]:
