@@ -25,7 +25,7 @@ def test_every_row_is_there_once_and_in_order() -> None:
 
 
 @cache
-def tests_in(file: str) -> set[str]:
+def known_in(file: str) -> set[str]:
     """The names of the tests that *file* has."""
     tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
     return {
@@ -40,7 +40,7 @@ def test_its_tests_exist(row: str) -> None:
     """By file and name, at least one."""
     named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", ROWS[row])
     assert named
-    assert [f"{file}::{name}" for file, name in named if name not in tests_in(file)] == []
+    assert [f"{file}::{name}" for file, name in named if name not in known_in(file)] == []
     assert ROWS[row].count("::") == len(named)
 
 
