@@ -90,6 +90,8 @@ async def dribble(client: Caller, piece: bytes) -> bytes:
     [
         (b"GET / HTTP/1.1\r\n", b"x: y\r\n", b"headers"),
         (b"G", b"", b"headers"),
+        (b"\r\n", b"", b"headers"),
+        (b"\r\n", b"\r\n", b"headers"),
         (b"POST / HTTP/1.1\r\n" + HOST + b"content-length: 1000\r\n\r\n", b"x", b"body"),
         (b"POST / HTTP/1.1\r\n" + HOST + b"transfer-encoding: chunked\r\n\r\n", b"1\r\nx\r\n", b"body"),
     ],
@@ -143,6 +145,27 @@ async def test_the_time_in_which_we_do_not_read_is_not_the_clients() -> None:
         go_on.set()
         assert (await client.head())[0] == 200
     assert len(whole.seen[0][1]) == size
+
+
+async def test_what_comes_behind_a_request_does_not_end_it() -> None:
+    """Some clients send an empty line too many: the answer under way does not suffer for it."""
+    go_on = asyncio.Event()
+
+    async def slow(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        async with asyncio.timeout(PATIENCE):
+            await go_on.wait()
+        await Whole()(scope, receive, send)
+
+    async with hosting(slow, patience=SHORT) as url:
+        for stray in (b"\r\n", b"GET / HT"):
+            go_on.clear()
+            async with caller(url) as client:
+                client.ask("GET", "/")
+                client.writer.write(stray)
+                asyncio.get_running_loop().call_later(3 * SHORT.head, go_on.set)
+                assert (await client.head())[0] == 200
+                async with asyncio.timeout(PATIENCE):
+                    await client.reader.read()  # then it is the stray one's turn to be late
 
 
 @pytest.mark.parametrize("asked", [0, 1])

@@ -130,14 +130,17 @@ class Connection(HttpToolsProtocol):
 
     def _read_head(self, data: bytes) -> bytes:
         """Take the head that *data* goes on with; what follows it."""
+        fresh = len(data)
         if self._head:
             data = self._head + data
-        elif data[:2] == b"\r\n":  # an empty line before a request is nobody's
-            data = data.lstrip(b"\r\n")
-        end = data.find(b"\r\n\r\n") + 4
+        if data[0] in b"\r\n":  # an empty line before a request is nobody's
+            data = data.lstrip(b"\r\n") or b"\n"
+        end = data.find(b"\r\n\r\n", max(0, len(data) - fresh - 3)) + 4
         if end < 4 and len(data) <= _LONGEST_HEAD:
             self._head = data
-            if data and (not data[:1].isalpha() or data.count(b"\n") != data.count(b"\r\n")):
+            start = max(0, len(data) - fresh)
+            bare = data.count(b"\n", start) != data.count(b"\r\n", max(0, start - 1))
+            if data != b"\n" and (bare or not data[:1].isalpha()):
                 self._refuse(_Refused(400, "bad_request", "this is no HTTP/1.1"))  # nor will it become that
             return b""
         if end < 4 or end > _LONGEST_HEAD:
@@ -241,6 +244,10 @@ class Connection(HttpToolsProtocol):
 
     def _late(self, what: str) -> None:
         self._timer = None
+        before = None if self._in_body else self._answering
+        if before is not None and not before.response_complete:  # which is not to suffer for it
+            self._timer = self.loop.call_later(self._patience.head, self._late, what)
+            return
         self._refuse(_Refused(408, "request_timeout", f"the request's {what} took too long to arrive"))
 
     # -- refusing
