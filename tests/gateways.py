@@ -14,12 +14,14 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-import uvicorn
 from uvicorn.server import ServerState
 
 from interlock.admission.local import LocalAdmission
 from interlock.config import ServerConfig
 from interlock.http.app import create_app
+from interlock.http.connections.places import Places
+from interlock.http.connections.protocol import Patience
+from interlock.http.connections.server import uvicorn_config
 from interlock.http.gateway.call import GatewayProvider
 from interlock.http.gateway.proxy import Gateway
 from interlock.http.gateway.upstream import HttpUpstream
@@ -256,15 +258,21 @@ async def gateway(
 
 
 @asynccontextmanager
-async def hosting(app: Any, *, send_buffer: int | None = None) -> AsyncIterator[str]:
-    """*app* on a free port, on uvicorn's protocol as ``interlock serve`` sets it up; its URL."""
+async def hosting(
+    app: Any,
+    *,
+    send_buffer: int | None = None,
+    places: Places | None = None,
+    patience: Patience | None = None,
+    port: int = 0,
+    state: ServerState | None = None,
+) -> AsyncIterator[str]:
+    """*app* on a free port, on the protocol of ``interlock serve``; its URL."""
     loop = asyncio.get_running_loop()
-    config = uvicorn.Config(
-        app, http="httptools", ws="none", lifespan="off", access_log=False, log_config=None, log_level=None
-    )
+    config = uvicorn_config(app, places=places, patience=patience)
     config.load()
-    state = ServerState()
-    listening = socket.create_server(("127.0.0.1", 0), backlog=2048)
+    state = state or ServerState()
+    listening = socket.create_server(("127.0.0.1", port), backlog=2048)
     if send_buffer is not None:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     server = await loop.create_server(

@@ -22,7 +22,7 @@ from pathlib import Path
 START_SECONDS = 30.0
 END_SECONDS = 10.0
 
-_URL = re.compile(r"http://[^\s/]+:[0-9]+")
+_URL = re.compile(r"http://[^\s/]+:[0-9]+|unix:[^\s,]+")
 _OURS = re.compile(r"INTERLOCK_|OPENAI_|ANTHROPIC_|.*_PROXY$|COLUMNS$|FORCE_COLOR$|PYTEST_", re.IGNORECASE)
 
 

@@ -13,6 +13,7 @@ from interlock.admission.local import LocalAdmission
 from interlock.config import ServerConfig
 from interlock.governor import ConcurrencyGovernor
 from interlock.http.access.book import TokenBook
+from interlock.http.access.terms import Terms
 from interlock.http.app import create_app
 from interlock.http.control import Fleet
 from interlock.http.gateway.call import GatewayProvider
@@ -45,10 +46,12 @@ class Door:
     book: TokenBook
     clock: VirtualClock
     sessions: Sessions
+    admission: LocalAdmission
 
-    async def token(self, *scopes: str, name: str = "", expires_in: float | None = None) -> str:
+    async def token(self, *scopes: str, name: str = "", expires_in: float | None = None, **terms: Any) -> str:
         """A new token of these scopes, by default called after them."""
-        _, secret = await self.book.create(name or "-".join(scopes), scopes, expires_in)
+        called = name or "-".join((*scopes, *map(str, terms.values())))
+        _, secret = await self.book.create(called, scopes, expires_in, Terms(**terms))
         return secret.reveal()
 
     async def ask(
@@ -62,7 +65,7 @@ class Door:
 
 @asynccontextmanager
 async def door(
-    configured: str | None = None, settings: Settings | None = None, provider: str = DEAD
+    configured: str | None = None, settings: Settings | None = None, provider: str = DEAD, **bounds: Any
 ) -> AsyncIterator[Door]:
     """A server whose tokens are those in *settings* (default: none) and the *configured* one."""
     clock = VirtualClock(1_000_000.0)
@@ -83,7 +86,7 @@ async def door(
         fleet = Fleet(
             limits, ConcurrencyLimiter(admission=admission), ConcurrencyGovernor(admission=admission)
         )
-        app = create_app(gate, gateway, ServerConfig(), desk, fleet, sessions, book=book)
+        app = create_app(gate, gateway, ServerConfig(**bounds), desk, fleet, sessions, book=book)
         url = await stack.enter_async_context(hosting(app))
         stack.callback(desk.drain)  # or those who wait would be waited for
-        yield Door(url, book, clock, sessions)
+        yield Door(url, book, clock, sessions, admission)

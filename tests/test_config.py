@@ -353,6 +353,10 @@ def test_a_named_file_must_be_there(tmp_path: Path) -> None:
 
 PROVIDER = '[providers.p]\nbase_url = "http://h"\n'
 
+SERVER_KEYS = (
+    "host, port, socket, token, allowed_hosts, log_format, max_connections, max_connections_per_address, "
+    "max_waiting, max_waiting_per_limit, max_waiting_bytes"
+)
 TABLES = "known here: store, coordination, server, limits, providers, gateway, pools, agents, retention"
 PORT = "is not a whole number from 0 to 65535"
 CAPACITY = 'is not a whole number from 1 to 1000000, or "unlimited"'
@@ -370,7 +374,7 @@ STORE = 'is not "memory:", "sqlite:///file.db", "sqlite:////directory/file.db" o
         (
             "[server]\nprot = 1",
             "server.prot",
-            "not a known key; did you mean port? known here: host, port, token, allowed_hosts, log_format",
+            f"not a known key; did you mean port? known here: {SERVER_KEYS}",
         ),
         ("[sever]", "sever", f"not a known key; did you mean server? {TABLES}"),
         ("zzz = 1", "zzz", f"not a known key; {TABLES}"),
@@ -484,8 +488,7 @@ def test_a_refusal_names_file_key_fault_and_remedy(text: str, key: str, fault: s
         (
             "SERVER__PROT",
             "1",
-            "server.prot: not a known key; did you mean port? "
-            "known here: host, port, token, allowed_hosts, log_format",
+            f"server.prot: not a known key; did you mean port? known here: {SERVER_KEYS}",
         ),
         ("SERVER", "x", 'server: "x" is not a table'),
         ("STORE__X", "x", f"store: a table {STORE}"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 from functools import partial
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from interlock.admission.local import LocalAdmission
@@ -210,19 +209,6 @@ def check_supported(config: Config) -> None:
         raise ValidationError(
             'store: postgresql:// comes with a later version; allowed are "memory:" and "sqlite:///file.db"'
         )
-    if not is_loopback(config.server.host) and config.server.token is None:
-        raise ValidationError(
-            f"server.host is {config.server.host!r}, which others can reach: set server.token "
-            '(for instance to "env:INTERLOCK_TOKEN"), or a loopback host'
-        )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a server bound to *host* is reachable from this machine only."""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def retention_of(config: Config) -> Retention:

@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import uvicorn
 from uvicorn.server import ServerState
 
 from interlock.admission.local import LocalAdmission
@@ -17,6 +16,8 @@ from interlock.admission.remote import RemoteAdmission
 from interlock.config import ServerConfig
 from interlock.http.access.book import TokenBook
 from interlock.http.app import create_app
+from interlock.http.connections.places import Places
+from interlock.http.connections.server import uvicorn_config
 from interlock.http.gateway.proxy import Gateway
 from interlock.http.gateway.upstream import HttpUpstream
 from interlock.http.permits.desk import PermitDesk
@@ -112,6 +113,7 @@ async def hosted(
     token: str | None = None,
     port: int = 0,
     book: TokenBook | None = None,
+    places: Places | None = None,
 ) -> AsyncIterator[Hosted]:
     """The whole application over *admission*, as ``interlock serve`` sets it up, on a real socket."""
     loop = asyncio.get_running_loop()
@@ -125,17 +127,7 @@ async def hosted(
     gate = ProviderGate(admission=admission)
     server_config = ServerConfig(token=None if token is None else Secret(token))
     app = create_app(gate, Gateway(gate, upstream, {}), server_config, desk, limits, book=book)
-    config = uvicorn.Config(
-        app,  # type: ignore[arg-type]
-        http="httptools",
-        ws="websockets-sansio",
-        ws_per_message_deflate=False,
-        ws_ping_interval=None,
-        lifespan="off",
-        access_log=False,
-        log_config=None,
-        log_level=None,
-    )
+    config = uvicorn_config(app, places=places)
     config.load()
     state = ServerState()
     listening = socket.create_server(("127.0.0.1", port), backlog=2048)

@@ -108,7 +108,6 @@ async def test_a_bad_file_changes_nothing(tmp_path: Path) -> None:
         for bad, said in (
             (config(tools=0), "interlock.toml: limits.tools: 0 is not"),
             ("[limits\n", "interlock.toml:1: not valid TOML"),
-            (config(tools=3, more='host = "0.0.0.0"'), "set server.token"),
         ):
             write(tmp_path, bad)
             await complained(server, said)

@@ -119,26 +119,6 @@ async def test_a_missing_file_is_named(tmp_path: Path) -> None:
     assert line == "interlock: nope.toml: cannot be read: No such file or directory"
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1"])
-async def test_others_get_in_with_a_token_only(host: str, tmp_path: Path) -> None:
-    """Without one it does not even start, and says what to set."""
-    (tmp_path / "interlock.toml").write_text(MEMORY + f'[server]\nhost = "{host}"\n', encoding="utf-8")
-    line = one_line(await command("serve", "--port", "0", cwd=tmp_path), 2)
-    assert host in line
-    assert "server.token" in line
-
-
-async def test_a_token_lets_others_in(tmp_path: Path) -> None:
-    """The token itself is shown nowhere."""
-    settings = MEMORY + '[server]\nhost = "0.0.0.0"\ntoken = "env:CANARY"\n'
-    async with serve(tmp_path, settings, {"CANARY": "s3cret"}) as server:
-        url = server.url.replace("0.0.0.0", "127.0.0.1")
-        assert (await call(url, "GET", "/concurrency/status")).status == 401
-        bearer = [(b"authorization", b"Bearer s3cret")]
-        assert (await call(url, "GET", "/concurrency/status", bearer)).status == 200
-    assert "s3cret" not in "".join(server.lines) + server.stderr()
-
-
 async def test_a_taken_port_is_one_line(tmp_path: Path) -> None:
     """Exit 1: the configuration is right, the world is not."""
     with socket.create_server(("127.0.0.1", 0)) as taken:

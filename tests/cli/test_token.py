@@ -149,8 +149,34 @@ async def test_without_a_server(tmp_path: Path) -> None:
     assert "there is no token 'ci'; known are: root" in again.stderr
 
 
+async def test_on_terms(tmp_path: Path) -> None:
+    """They are kept and listed; without any, nothing is said of them."""
+    write(tmp_path)
+    words = (
+        "--tenant",
+        "acme",
+        "--min-priority",
+        "-5",
+        "--requests-per-day",
+        "10",
+        "--permit-seconds-per-day",
+        "60",
+    )
+    await made(tmp_path, "hers", "--scope", "submit", *words)
+    await made(tmp_path, "plain", "--scope", "read")
+    hers, plain = json.loads((await token(tmp_path, "list", "--json")).stdout)["tokens"]
+    terms = {"tenant": "acme", "minPriority": -5, "requestsPerDay": 10, "permitSecondsPerDay": 60}
+    assert {name: hers[name] for name in hers if name not in plain} == terms
+    listed = await token(tmp_path, "list")
+    assert ["hers", "submit", "acme"] in [line.split()[:3] for line in listed.stdout.splitlines()]
+
+
 WRONG = [
     (2, ("create", "a"), "--scope"),
+    (2, ("create", "a", "--scope", "admin", "--tenant", "x"), "tenant: an admin"),
+    (2, ("create", "a", "--scope", "read", "--tenant", "x@y"), "tenant: 'x@y' is not"),
+    (2, ("create", "a", "--scope", "read", "--min-priority", "5000"), "-1000 to 1000"),
+    (2, ("create", "a", "--scope", "read", "--requests-per-day", "0"), "requests-per-day: 0"),
     (2, ("create", "a", "--scope", "root"), "one or more of gateway, submit, read, admin"),
     (2, ("create", "a b", "--scope", "read"), "name: 'a b'"),
     (2, ("create", "a", "--scope", "read", "--expires", "90"), "a duration with its unit"),

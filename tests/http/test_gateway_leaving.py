@@ -215,7 +215,6 @@ async def test_closing_only_the_sending_side_is_leaving() -> None:
         await felt_by(exchange, served)
 
 
-@pytest.mark.xfail(reason="uvicorn tells only the last of several requests on a connection", strict=True)
 async def test_leaving_with_another_request_behind_it() -> None:
     """A client that pipelines leaves all its calls at once."""
     async with (

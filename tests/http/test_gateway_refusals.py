@@ -171,7 +171,6 @@ async def test_an_unknown_provider_is_refused(path: str, dialect: str) -> None:
         "/gateway/p/v1/%252e%252e/x",
         "/gateway/p/v1/%00",
         "/gateway/p/v1/x%0d%0aHost:%20evil",
-        "/gateway/p/v1/" + "x" * 9000,
     ],
 )
 async def test_a_path_that_could_lead_elsewhere_is_refused(target: str) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from gateways import OK, Header, call, caller, gateway, hosting, upstream
-from interlock.app import is_loopback
 from interlock.clock import SystemClock
 from interlock.http.access.book import TokenBook
+from interlock.http.access.reach import is_loopback
 from interlock.http.guard import Guard
 from interlock.secret import Secret
 from interlock.stores import MemoryStore

@@ -16,6 +16,7 @@ from admission.harnesses import Hosted, hosted
 from gateways import until
 from interlock.admission.local import LocalAdmission
 from interlock.admission.wire import PATH, VERSION
+from interlock.http.connections.places import Places
 
 HELLO = ["hello", VERSION, 30.0, "me"]
 
@@ -173,3 +174,20 @@ async def test_any_bytes_are_survived() -> None:
         async with opening(server) as connection:
             await say(connection, HELLO)
             assert await answers(connection, 1) == [["hello", server.desk.epoch]]
+
+
+async def test_a_connection_keeps_its_place_until_it_ends() -> None:
+    """It counts as long as it lasts, also after it has become a WebSocket."""
+    places = Places(1, None)
+    async with hosted(limited(), places=places) as server:
+        async with opening(server) as connection:
+            await say(connection, HELLO)
+            await answers(connection, 1)
+            assert len(places) == 1
+            with pytest.raises(InvalidStatus) as refused:
+                async with opening(server):
+                    raise AssertionError("there was no room")
+            assert refused.value.response.status_code == 503
+        await until(lambda: not places)
+        async with opening(server):
+            pass

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from contextlib import AsyncExitStack
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import httpx2
@@ -13,8 +14,12 @@ from interlock import __version__
 from interlock.config import load_config
 from interlock.errors import InterlockError, Unavailable, ValidationError
 
+if TYPE_CHECKING:
+    from interlock.config import ServerConfig
+
 AGENT = f"interlock-cli/{__version__}"
 """What a server notes of who changed something."""
+UNIX = "unix:"
 TIMEOUT = 5.0
 """Seconds for a connection, and for an answer unless the command asks for something that takes longer."""
 
@@ -27,8 +32,20 @@ def default_url() -> str:
     """Where the server of this directory's configuration listens."""
     if url := os.environ.get("INTERLOCK_URL"):
         return url.rstrip("/")
-    server = load_config().server
-    return f"http://{server.host}:{server.port}"
+    return url_of(load_config().server)
+
+
+def url_of(server: ServerConfig) -> str:
+    """Where a server of this configuration is reached from this machine; ``unix:/path`` is a Unix socket."""
+    if server.socket is not None:
+        return UNIX + str(Path(server.socket).absolute())
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(server.host, server.host)  # noqa: S104 - not bound to
+    return f"http://{f'[{host}]' if ':' in host else host}:{server.port}"
+
+
+def target(url: str, path: str) -> str:
+    """The URL of *path* at the server *url*, for its `client`."""
+    return ("http://localhost" if url.startswith(UNIX) else url) + path
 
 
 def client(url: str, *, timeout: float = TIMEOUT) -> httpx2.AsyncClient:
@@ -37,7 +54,8 @@ def client(url: str, *, timeout: float = TIMEOUT) -> httpx2.AsyncClient:
     return httpx2.AsyncClient(
         headers={"user-agent": AGENT} | ({"authorization": f"Bearer {token}"} if token else {}),
         trust_env=False,
-        verify=not url.startswith("http://"),  # certificates take long to load, and are not looked at there
+        transport=httpx2.AsyncHTTPTransport(uds=url.removeprefix(UNIX)) if url.startswith(UNIX) else None,
+        verify=url.startswith("https://"),  # certificates take long to load, and are not looked at elsewhere
         timeout=httpx2.Timeout(TIMEOUT, read=timeout),
     )
 
@@ -62,7 +80,7 @@ async def fetch(
         if over is None:
             over = await stack.enter_async_context(client(url, timeout=timeout))
         try:
-            response = await over.request(method, url + path, headers=headers, json=body)
+            response = await over.request(method, target(url, path), headers=headers, json=body)
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise nobody(url, error) from None
     if not response.is_success:

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from rich.text import Text
 
 from interlock import __version__
-from interlock.cli.client import NoAnswer, fetch
+from interlock.cli.client import NoAnswer, fetch, url_of
 from interlock.cli.output import Json, console, plain
 from interlock.cli.progress import progress
 from interlock.cli.surroundings import chosen, configuration, environment, reachable
@@ -118,8 +118,7 @@ def _url(config: Config | None) -> str:
     assert config is not None
     if config.coordination != "local":
         return config.coordination
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.server.host, config.server.host)  # noqa: S104
-    return f"http://{f'[{host}]' if ':' in host else host}:{config.server.port}"
+    return url_of(config.server)
 
 
 async def _listens(url: str) -> bool:

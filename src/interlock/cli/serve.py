@@ -6,14 +6,12 @@ import asyncio
 import gc
 import json
 import signal
-import socket
 import sys
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
-import uvicorn
 from cyclopts import Parameter
 
 from interlock import __version__
@@ -22,9 +20,13 @@ from interlock.app import Interlock, check_supported
 from interlock.cli.output import Json
 from interlock.cli.reload import ConfigFile, Reloading
 from interlock.config import Config, describe
-from interlock.errors import InterlockError, ValidationError
+from interlock.errors import ValidationError
 from interlock.http.access.book import TokenBook
+from interlock.http.access.reach import check_reach
 from interlock.http.app import create_app
+from interlock.http.connections.listening import leave, listen
+from interlock.http.connections.places import Places
+from interlock.http.connections.server import Server, check_parser, uvicorn_config
 from interlock.http.control import Fleet
 from interlock.http.doctor import Doctor
 from interlock.http.gateway.call import GatewayProvider
@@ -51,8 +53,12 @@ def serve(
     config: Annotated[Path | None, Parameter(help="Default: interlock.toml here, if there is one.")] = None,
     host: str | None = None,
     port: int | None = None,
+    socket: Annotated[str | None, Parameter(help="The path of a Unix socket, instead of an address.")] = None,
     log_format: Literal["text", "json"] | None = None,
     as_json: Json = False,
+    insecure_no_auth: Annotated[
+        bool, Parameter(negative=(), help="Listen where others can reach it, without any token.")
+    ] = False,
 ) -> int:
     """Run the gateway and the control plane.
 
@@ -68,7 +74,7 @@ def serve(
         log_format: of what it writes to standard error (default: the configuration's).
         as_json: print where it listens, and then each change, as a line of JSON.
     """
-    overrides = {"host": host, "port": port, "log_format": log_format}
+    overrides = {"host": host, "port": port, "socket": socket, "log_format": log_format}
     given = {name: value for name, value in overrides.items() if value is not None}
 
     def adjusted(read: Config) -> Config:
@@ -77,6 +83,7 @@ def serve(
     file = ConfigFile(config, adjusted)
     settings = file.read()
     check_supported(settings)
+    check_parser()
     if settings.coordination != "local":
         raise ValidationError('coordination: a server keeps the limits itself; allowed is "local"')
     log_to(style=settings.server.log_format, secrets=_secrets(settings))
@@ -84,14 +91,15 @@ def serve(
         sys.path.insert(0, str(file.path.absolute().parent))  # modules beside the file that names them
     _settle_memory()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(run(settings, file, as_json=as_json))
+        return runner.run(run(settings, file, insecure=insecure_no_auth, as_json=as_json))
 
 
-async def run(config: Config, file: ConfigFile, *, as_json: bool = False) -> int:
-    """Serve *config*, and what *file* says later, until a signal has ended it; the exit code."""
-    listening = _bind(config)
+async def run(config: Config, file: ConfigFile, *, insecure: bool = False, as_json: bool = False) -> int:
+    """Serve *config*, and what *file* says later, until a signal has ended it; the exit code.
+
+    Raises `ValidationError` where others can reach it and nobody is asked for a token, unless *insecure*.
+    """
     async with AsyncExitStack() as stack:
-        stack.callback(listening.close)
         fleet = await stack.enter_async_context(Interlock(config))
         assert isinstance(fleet.admission, LocalAdmission)
         assert fleet.limits is not None
@@ -116,11 +124,15 @@ async def run(config: Config, file: ConfigFile, *, as_json: bool = False) -> int
         doctor = Doctor(fleet.gate, fleet.ledger, fleet.store, expected)
         book = TokenBook(fleet.store, fleet.gate.clock, config.server.token)
         await book.load()
-        server = _Server(
-            create_app(
-                fleet.gate, gateway, config.server, desk, shown, fleet.sessions, doctor=doctor, book=book
-            )
+        stack.push_async_callback(book.aclose)
+        app = create_app(
+            fleet.gate, gateway, config.server, desk, shown, fleet.sessions, doctor=doctor, book=book
         )
+        places = Places(config.server.max_connections, config.server.max_connections_per_address)
+        server = Server(uvicorn_config(app, places=places))
+        check_reach(config.server, book, insecure=insecure)
+        listening = listen(config.server)
+        stack.callback(leave, config.server, listening)
         await fleet.sessions.recover()
         stopping = _Stopping(server, gateway, desk, fleet.sessions)
         stopping.install()
@@ -129,7 +141,8 @@ async def run(config: Config, file: ConfigFile, *, as_json: bool = False) -> int
         stack.callback(reloading.stop)
         serving = asyncio.create_task(server.serve(sockets=[listening]))
         announce = _announce_json if as_json else _announce
-        server.ready.add_done_callback(lambda _: announce(config, _base(config, listening.getsockname()[1])))
+        bound = listening.getsockname()
+        server.ready.add_done_callback(lambda _: announce(config, bound))
         await serving
         await fleet.sessions.aclose(timeout=0)
         return stopping.code
@@ -151,46 +164,10 @@ def _settle_memory() -> None:
     gc.set_threshold(50_000, 20, 100)
 
 
-class _Server(uvicorn.Server):
-    """uvicorn without its own ideas about signals, logs and headers."""
-
-    def __init__(self, app: object) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,  # type: ignore[arg-type]
-                http="httptools",
-                ws="websockets-sansio",
-                ws_per_message_deflate=False,
-                ws_ping_interval=None,  # clients of permits are heard of all the time
-                lifespan="off",
-                access_log=False,
-                log_config=None,
-                server_header=False,
-                date_header=False,
-                proxy_headers=False,
-                timeout_keep_alive=75,
-                timeout_graceful_shutdown=5,  # for answers that their client does not read
-                backlog=2048,
-            )
-        )
-
-        self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.ready.set_result(None)
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 class _Stopping:
     """First signal: take nothing new and let what runs finish. Second: stop at once."""
 
-    def __init__(
-        self, server: uvicorn.Server, gateway: Gateway, desk: PermitDesk, sessions: Sessions
-    ) -> None:
+    def __init__(self, server: Server, gateway: Gateway, desk: PermitDesk, sessions: Sessions) -> None:
         self._server = server
         self._gateway = gateway
         self._desk = desk
@@ -238,39 +215,27 @@ def _providers(config: Config) -> Iterator[GatewayProvider]:
         yield GatewayProvider(provider.id, provider.base_url, key, own + WORDINGS)
 
 
-def _bind(config: Config) -> socket.socket:
-    host, port = config.server.host, config.server.port
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # The protocol is named so that asyncio, too, turns off the delay of small writes on what it accepts.
-    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((host, port))
-    except OSError as error:
-        listening.close()
-        raise InterlockError(
-            f"cannot listen on {host}:{port}: {error.strerror}; choose another with --port"
-        ) from None
-    listening.setblocking(False)
-    return listening
-
-
-def _base(config: Config, port: int) -> str:
+def _places(config: Config, bound: Any) -> tuple[str, str]:
+    """Where it listens, and what base URLs begin with."""
+    if config.server.socket is not None:
+        return f"unix:{config.server.socket}", "http://localhost"
     host = f"[{config.server.host}]" if ":" in config.server.host else config.server.host
-    return f"http://{host}:{port}"
+    return f"http://{host}:{bound[1]}", f"http://{host}:{bound[1]}"
 
 
-def _announce_json(config: Config, base: str) -> None:
+def _announce_json(config: Config, bound: Any) -> None:
+    where, base = _places(config, bound)
     providers = [
         {"id": one.id, "baseUrl": one.base_url, "limit": one.limit, "gateway": f"{base}/gateway/{one.id}"}
         for one in config.providers.values()
     ]
-    told = {"url": base, "version": __version__, "store": describe(config)["store"], "providers": providers}
+    told = {"url": where, "version": __version__, "store": describe(config)["store"], "providers": providers}
     print(json.dumps(told), flush=True)
 
 
-def _announce(config: Config, base: str) -> None:
-    print(f"interlock {__version__} on {base}, state in {config.store}\n")
+def _announce(config: Config, bound: Any) -> None:
+    where, base = _places(config, bound)
+    print(f"interlock {__version__} on {where}, state in {config.store}\n")
     for provider in config.providers.values():
         name = provider.id.upper().replace("-", "_")
         print(f"  export {name}_BASE_URL={base}/gateway/{provider.id}")

@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 
 import httpx2
 
-from interlock.cli.client import NoAnswer, client, in_path, nobody, reason, refusal
+from interlock.cli.client import NoAnswer, client, in_path, nobody, reason, refusal, target
 from interlock.cli.sse import Message, Messages
 from interlock.errors import Unavailable
 
@@ -109,7 +109,7 @@ async def messages(
     headers = {"accept": "text/event-stream", "cache-control": "no-store"}
     if last is not None:
         headers["last-event-id"] = last
-    async with http.stream("GET", url + path, headers=headers) as response:
+    async with http.stream("GET", target(url, path), headers=headers) as response:
         if not response.is_success:
             await response.aread()
             raise refusal(url, response)

@@ -21,6 +21,7 @@ from interlock.app import check_supported
 from interlock.config import load_config
 from interlock.core.findings import Finding
 from interlock.errors import InterlockError
+from interlock.http.access.reach import is_exposed
 
 if TYPE_CHECKING:
     from interlock.config import Config, ProviderConfig
@@ -110,6 +111,13 @@ def configuration(path: Path | None) -> tuple[Config | None, list[Finding]]:
     except InterlockError as error:
         remedy = f"correct that, then: {check}"
         return config, [Finding("error", "configuration", "no server can start", error.message, remedy)]
+    if is_exposed(config.server) and config.server.token is None:
+        what, evidence = (
+            "others can reach its server",
+            f"server.host is {config.server.host}, without server.token",
+        )
+        remedy = "set server.token; without it, a server starts only if its store has an admin's token"
+        return config, [Finding("warn", "configuration", what, evidence, remedy)]
     source = source if path is not None or Path(source).exists() else "the defaults"
     evidence = f"{source}; providers: {', '.join(config.providers) or 'none'}"
     return config, [Finding("ok", "configuration", "it can be read, and every key is known", evidence)]

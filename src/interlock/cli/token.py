@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
-from interlock.cli.client import NoAnswer, fetch, in_path
+from interlock.cli.client import NoAnswer, fetch, in_path, url_of
 from interlock.cli.output import Json, console
 from interlock.cli.status import table
 from interlock.clock import SystemClock
@@ -19,6 +19,7 @@ from interlock.config import load_config, parse_duration
 from interlock.errors import InterlockError, StoreError, ValidationError
 from interlock.http.access.book import LONGEST_DAYS, TokenBook
 from interlock.http.access.routes import shown
+from interlock.http.access.terms import Terms
 from interlock.stores import open_store
 
 if TYPE_CHECKING:
@@ -41,6 +42,10 @@ async def create(
     *,
     scope: Annotated[list[str], Parameter(negative=())],
     expires: str | None = None,
+    tenant: str | None = None,
+    min_priority: int | None = None,
+    requests_per_day: int | None = None,
+    permit_seconds_per_day: int | None = None,
     url: str | None = None,
     config: Path | None = None,
     as_json: Json = False,
@@ -55,6 +60,10 @@ async def create(
         name: what to call it, in lists and to revoke it.
         scope: gateway (calls to providers), submit (sessions, runs, permits), read, or admin (everything).
         expires: after how long it opens nothing any more, such as 12h or 90d (default: never).
+        tenant: whose it is: it sees and changes this tenant's sessions, runs and permits only.
+        min_priority: the smallest priority that it may ask for; smaller goes first (default: 0).
+        requests_per_day: how many permits, runs and calls it may ask for in a day of UTC (default: any).
+        permit_seconds_per_day: for how long its permits may last together in a day (default: any).
         url: the server (default: INTERLOCK_URL, else as the configuration says).
         config: the configuration file (default: interlock.toml here, if there is one).
         as_json: print what the server answered, with the token.
@@ -64,10 +73,18 @@ async def create(
         raise ValidationError(f"expires: {expires!r} is not a duration above 0")
 
     async def offline(book: TokenBook) -> dict[str, Any]:
-        token, secret = await book.create(name, scope, seconds)
+        terms = Terms(tenant, min_priority, requests_per_day, permit_seconds_per_day)
+        token, secret = await book.create(name, scope, seconds, terms)
         return {**shown(token), "token": secret.reveal(), "adminLeft": book.has_admin}
 
     body: dict[str, Any] = {"name": name, "scopes": scope}
+    more = {
+        "tenant": tenant,
+        "minPriority": min_priority,
+        "requestsPerDay": requests_per_day,
+        "permitSecondsPerDay": permit_seconds_per_day,
+    }
+    body |= {key: value for key, value in more.items() if value is not None}
     if seconds is not None:
         body["expiresInMs"] = round(seconds * 1000)
     answer = await _ask(url, config, ("/tokens", "POST", body), offline)
@@ -96,10 +113,10 @@ async def list_tokens(*, url: str | None = None, config: Path | None = None, as_
     if not answer["tokens"]:
         print("there are no tokens")
         return 0
-    rows = table("token", "scopes", "created", "expires")
+    rows = table("token", "scopes", "tenant", "created", "expires")
     for one in answer["tokens"]:
         scopes, created = ", ".join(one["scopes"]), _moment(one["createdAt"])
-        rows.add_row(one["name"], scopes, created, _expiry(one["expiresAt"]))
+        rows.add_row(one["name"], scopes, one.get("tenant") or "", created, _expiry(one["expiresAt"]))
     console().print(rows)
     return 0
 
@@ -144,7 +161,7 @@ async def _ask(
     if named:
         return await fetch(named.rstrip("/"), *request)
     settings = load_config(config)
-    local = f"http://{_host(settings.server.host)}:{settings.server.port}"
+    local = url_of(settings.server)
     try:
         return await fetch(local, *request)
     except NoAnswer as error:
@@ -184,12 +201,6 @@ def _check_place(store: str, config: Path | None, nobody: NoAnswer) -> None:
         raise InterlockError(
             f"{tried}, and there is no {file}; run it where the server runs, or with --config"
         )
-
-
-def _host(host: str) -> str:
-    """Where a server that listens on *host* is reached from this machine."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared with, not bound to
-    return f"[{host}]" if ":" in host else host
 
 
 def _say(answer: dict[str, Any], as_json: bool, line: str) -> int:

@@ -37,13 +37,22 @@ PositiveSeconds = Annotated[float, positive_duration]
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the server listens and who may speak to it. Port 0 takes any free port."""
+    """Where the server listens and who may speak to it. Port 0 takes any free port.
+
+    With a *socket*, the path of a Unix socket, it listens there and nowhere else.
+    """
 
     host: Text = "127.0.0.1"
     port: Annotated[int, partial(whole, 0, 65535)] = 7411
+    socket: Annotated[str | None, text] = None
     token: Annotated[Secret | None, secret] = None
     allowed_hosts: Annotated[tuple[str, ...], texts] = ()
     log_format: Literal["text", "json"] = "text"
+    max_connections: Capacity = 1024
+    max_connections_per_address: Capacity = 128
+    max_waiting: Capacity = 10_000
+    max_waiting_per_limit: Capacity = 2_000
+    max_waiting_bytes: Annotated[int, size] = 32 << 20
 
 
 class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True):

@@ -32,6 +32,9 @@ class Queue(Ledger):
     def __init__(self) -> None:
         super().__init__()
         self.waiters: dict[str, Waiter] = {}
+        """Those who wait and have a key."""
+        self.waiting = 0
+        """How many wait, with a key or without."""
         self.nested: dict[Limit, set[Waiter]] = {}
         """Who waits for a limit below a permit: only they can close a circle."""
         self.outbox: list[Effect] = []
@@ -97,6 +100,7 @@ class Queue(Ledger):
             self._forget_if_idle(limit)
 
     def _wait(self, waiter: Waiter, deadline_ms: int | None) -> None:
+        self.waiting += 1
         if waiter.key is not None:
             self.waiters[waiter.key] = waiter
         if waiter.owner is not None:
@@ -123,6 +127,7 @@ class Queue(Ledger):
             self._granter.keeps_more = True
 
     def _unlist(self, waiter: Waiter) -> None:
+        self.waiting -= 1
         if waiter.key is not None:
             del self.waiters[waiter.key]
         if waiter.owner is not None:
@@ -201,6 +206,8 @@ class Queue(Ledger):
         super().check()
         for limit in self.limits.values():
             assert all(waiter.waiting for waiter in limit.waiters), f"{limit!r}: a waiter is gone"
+        everybody = {waiter for limit in self.limits.values() for waiter in limit.waiters}
+        assert self.waiting == len(everybody), f"{self.waiting} are said to wait, not {len(everybody)}"
         assert not (self.permits.keys() & self.waiters.keys()), "a key is held and waiting at once"
 
 

@@ -9,9 +9,11 @@ from starlette.applications import Starlette
 
 from interlock.admission.wire import PATH as CONNECT
 from interlock.http.access.book import TokenBook
+from interlock.http.access.caller import caller_of, may
+from interlock.http.access.refusals import refuse
 from interlock.http.access.routes import token_routes
 from interlock.http.access.scopes import CONNECT as CONNECT_KEY
-from interlock.http.access.scopes import GATEWAY, close, may, scoped
+from interlock.http.access.scopes import GATEWAY, close, scoped
 from interlock.http.changes import FleetStreams, fleet_routes
 from interlock.http.concurrency import concurrency_routes
 from interlock.http.control import routes
@@ -23,10 +25,12 @@ from interlock.http.metrics import metrics_routes
 from interlock.http.overview import Overview
 from interlock.http.permits.desk import PermitDesk
 from interlock.http.permits.rights import without_limits
+from interlock.http.permits.room import WaitingRoom
 from interlock.http.permits.routes import permit_routes
 from interlock.http.permits.stream import PermitStream
 from interlock.http.problems import no_route
 from interlock.http.sessions.routes import session_routes
+from interlock.http.streaming import StreamRoom
 from interlock.provider.remote import ServedGate
 from interlock.stores.memory import MemoryStore
 from interlock.telemetry.prometheus import FleetMetrics
@@ -70,7 +74,15 @@ def create_app(
 
     metrics = FleetMetrics(gate.admission, gate, sessions, providers=gateway.providers)
     gateway.on_ended.append(metrics.ended)
-    watched = FleetStreams(Overview(gate, fleet, sessions).read, clock=gate.clock)
+    streams = StreamRoom()
+    watched = FleetStreams(Overview(gate, fleet, sessions).read, clock=gate.clock, room=streams)
+    gateway.budgets = desk.budgets = book.budgets
+    gateway.room = desk.room = WaitingRoom(
+        gate.admission.kernel,
+        most=server.max_waiting,
+        most_per_limit=server.max_waiting_per_limit,
+        most_bytes=server.max_waiting_bytes,
+    )
     desk.on_drain(watched.close)
 
     def ready() -> bool:
@@ -84,7 +96,7 @@ def create_app(
             *concurrency_routes(gate),
             *permit_routes(desk),
             *fleet_routes(watched),
-            *_event_routes(sessions, desk),
+            *_event_routes(sessions, desk, streams),
             *session_routes(sessions, desk, ready),
             *metrics_routes(metrics),
             *token_routes(book),
@@ -94,28 +106,44 @@ def create_app(
     control.router.redirect_slashes = False  # the redirect would be built from the Host header
     close(control.routes)
     through = scoped(gateway, {"ANY": GATEWAY})
-    connected = scoped(PermitStream(desk), {"ANY": CONNECT_KEY})
-    working = scoped(PermitStream(without_limits(desk)), {"ANY": CONNECT_KEY})
+    connected = _connecting(desk)
 
     async def route(scope: dict[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] == "http" and scope["raw_path"].startswith(b"/gateway/"):
             await through(scope, receive, send)
         elif scope["type"] == "websocket" and scope["path"] == CONNECT:
-            await (connected if may(scope, "admin") else working)(scope, receive, send)
+            await connected(scope, receive, send)
         elif scope["type"] == "http" and gateway.tracing is not None:
             with gateway.tracing.within(scope["headers"]):
                 await control(scope, receive, send)
         else:
             await control(scope, receive, send)
 
-    any_host = server.host in ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
+    any_host = server.socket is None and server.host in ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
     return Guard(route, hosts=(server.host, *server.allowed_hosts), book=book, any_host=any_host)
 
 
-def _event_routes(sessions: Sessions | None, desk: PermitDesk) -> list[Route]:
+_SEES_ALL = "a tenant's token takes permits by plain HTTP: this connection is shown those of everybody"
+
+
+def _connecting(desk: PermitDesk) -> App:
+    """The connections of permits: who is no admin changes no limits there, and a tenant has none."""
+    whole = scoped(PermitStream(desk), {"ANY": CONNECT_KEY})
+    working = scoped(PermitStream(without_limits(desk)), {"ANY": CONNECT_KEY})
+
+    async def connected(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        if caller_of(scope).tenant is not None:
+            await refuse(scope, send, 403, "forbidden", _SEES_ALL)
+        else:
+            await (whole if may(scope, "admin") else working)(scope, receive, send)
+
+    return connected
+
+
+def _event_routes(sessions: Sessions | None, desk: PermitDesk, room: StreamRoom) -> list[Route]:
     if sessions is None:
         return []
-    streams = EventStreams(sessions.store, clock=sessions.clock)
+    streams = EventStreams(sessions.store, clock=sessions.clock, room=room)
     desk.on_drain(streams.close)
     return event_routes(streams)
 

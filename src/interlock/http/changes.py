@@ -14,15 +14,25 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from interlock.errors import ValidationError
+from interlock.http.access.caller import caller_of
 from interlock.http.overview import changes
 from interlock.http.problems import answering, encoded, json
-from interlock.http.streaming import MOST_STREAMS, PING, PING_SECONDS, EventStream, Streams, wants_stream
+from interlock.http.streaming import (
+    MOST_STREAMS,
+    PING,
+    PING_SECONDS,
+    EventStream,
+    StreamRoom,
+    Streams,
+    wants_stream,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from starlette.requests import Request
 
+    from interlock.http.access.caller import Caller
     from interlock.http.overview import State
     from interlock.http.streaming import Put
     from interlock.ports import Clock, TimerHandle
@@ -35,16 +45,21 @@ class FleetStreams(Streams):
     """Every stream of the fleet's state that is open, and the state that all of them are told of."""
 
     def __init__(
-        self, read: Callable[[], State], *, clock: Clock | None = None, most: int = MOST_STREAMS
+        self,
+        read: Callable[[], State],
+        *,
+        clock: Clock | None = None,
+        most: int = MOST_STREAMS,
+        room: StreamRoom | None = None,
     ) -> None:
-        super().__init__(clock=clock, most=most)
+        super().__init__(clock=clock, most=most, room=room)
         self.read = read
         self.state: State = {}
         self.version = 0
         """Grows with every change of `state`."""
         self._waiting: dict[asyncio.Future[None], int] = {}
         self._timer: TimerHandle | None = None
-        self._rows: dict[int, bytes] = {}
+        self._rows: dict[tuple[int, str | None], bytes] = {}
         """What of `state` is new to those who were told of an earlier version."""
 
     def look(self) -> None:
@@ -83,16 +98,17 @@ class FleetStreams(Streams):
         for woken in self._waiting:
             _wake(woken)
 
-    def changes(self, since: int, before: State) -> bytes:
+    def changes(self, since: int, before: State, caller: Caller) -> bytes:
         """The event for one who was told of *before*, version *since*; empty if all is as it was."""
-        rows = self._rows.get(since)
+        rows = self._rows.get((since, caller.tenant))
         if rows is None:
-            rows = self._rows[since] = encoded(changes(before, self.state))
+            rows = encoded(changes(seen_by(caller, before), seen_by(caller, self.state)))
+            self._rows[since, caller.tenant] = rows
         return b"" if rows == b"{}" else self._frame(b"changes", rows)
 
-    def snapshot(self) -> bytes:
+    def snapshot(self, caller: Caller) -> bytes:
         """The first event of a stream."""
-        return self._frame(b"snapshot", encoded(self.state))
+        return self._frame(b"snapshot", encoded(seen_by(caller, self.state)))
 
     def _frame(self, name: bytes, rows: bytes) -> bytes:
         at = round(self.clock.now() * 1000)
@@ -114,10 +130,10 @@ def _wake(woken: asyncio.Future[None]) -> None:
 class _Stream(EventStream):
     """One client that is told of every change, or of several at once if it is slow."""
 
-    def __init__(self, streams: FleetStreams) -> None:
+    def __init__(self, streams: FleetStreams, caller: Caller) -> None:
         self._fleet = streams
         self._closed = False
-        super().__init__(streams)
+        super().__init__(streams, caller)
 
     def close(self) -> None:
         self._closed = True
@@ -127,7 +143,7 @@ class _Stream(EventStream):
         fleet, clock = self._fleet, self._clock
         fleet.look()
         version, told = fleet.version, fleet.state
-        await put(fleet.snapshot())
+        await put(fleet.snapshot(self.caller))
         until = clock.now() + PING_SECONDS
         while not self._closed:
             if fleet.version == version:
@@ -136,11 +152,19 @@ class _Stream(EventStream):
                     await put(PING)
                     until = clock.now() + PING_SECONDS
                 continue
-            event = fleet.changes(version, told)
+            event = fleet.changes(version, told, self.caller)
             version, told = fleet.version, fleet.state
             if event:
                 await put(event)
                 until = clock.now() + PING_SECONDS
+
+
+def seen_by(caller: Caller, state: State) -> State:
+    """*state* with those of its sessions only that are the caller's; limits are everybody's."""
+    if caller.tenant is None:
+        return state
+    mine = {name: row for name, row in state.get("sessions", {}).items() if caller.owns(name)}
+    return {**state, "sessions": mine}
 
 
 def fleet_routes(streams: FleetStreams) -> list[Route]:
@@ -149,12 +173,13 @@ def fleet_routes(streams: FleetStreams) -> list[Route]:
     async def events(request: Request) -> Response:
         for name in request.query_params:
             raise ValidationError(f"unknown query parameter {name[:80]!r}; there are none")
+        caller = caller_of(request.scope)
         if not _takes_stream(request.headers.getlist("accept")):
-            return json({"at": round(streams.clock.now() * 1000), **streams.read()})
+            return json({"at": round(streams.clock.now() * 1000), **seen_by(caller, streams.read())})
         if request.method == "HEAD":
             return Response(media_type="text/event-stream")
-        streams.check_room()
-        return _Stream(streams)
+        streams.check_room(caller)
+        return _Stream(streams, caller)
 
     return [Route("/events", answering(events), methods=["GET"])]
 

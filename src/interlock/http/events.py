@@ -8,9 +8,18 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from starlette.routing import Route
 
-from interlock.errors import InterlockError, ValidationError
+from interlock.errors import InterlockError, SessionNotFound, ValidationError
+from interlock.http.access.caller import ANYBODY, caller_of
 from interlock.http.problems import answering, json
-from interlock.http.streaming import MOST_STREAMS, PING, PING_SECONDS, EventStream, Streams, wants_stream
+from interlock.http.streaming import (
+    MOST_STREAMS,
+    PING,
+    PING_SECONDS,
+    EventStream,
+    StreamRoom,
+    Streams,
+    wants_stream,
+)
 from interlock.session.feed import PAGE, Asked, read_page
 from interlock.session.subscription import event_types, subscribe
 from interlock.session.values import check_id
@@ -22,6 +31,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
     from interlock.core.sessions import Event
+    from interlock.http.access.caller import Caller
     from interlock.http.streaming import Put
     from interlock.ports import Clock, Store
     from interlock.session.subscription import Subscription
@@ -35,8 +45,15 @@ _QUERY = ("from", "run", "type", "limit")
 class EventStreams(Streams):
     """Every stream of a session's events that this server has open, and what they are read from."""
 
-    def __init__(self, store: Store, *, clock: Clock | None = None, most: int = MOST_STREAMS) -> None:
-        super().__init__(clock=clock, most=most)
+    def __init__(
+        self,
+        store: Store,
+        *,
+        clock: Clock | None = None,
+        most: int = MOST_STREAMS,
+        room: StreamRoom | None = None,
+    ) -> None:
+        super().__init__(clock=clock, most=most, room=room)
         self.store = store
 
 
@@ -54,23 +71,27 @@ class _Routes:
         for name in query:
             if name not in _QUERY:
                 raise ValidationError(f"unknown query parameter {name[:80]!r}; known are {', '.join(_QUERY)}")
+        session_id: str = request.path_params["id"]
+        caller = caller_of(request.scope)
+        if not caller.owns(session_id):
+            raise SessionNotFound(f"no session {session_id!r}", session=session_id)
         after = max(0, whole("from", query.get("from", "0")) - 1)
         limit = whole("limit", query.get("limit", str(PAGE)), 1, _MOST_EVENTS)
         run_id = check_id("run", query["run"]) if "run" in query else None
         types = event_types(query.getlist("type") or None)
         if not (wants_stream(request.headers.getlist("accept")) and request.method == "GET"):
             asked = Asked(after, run_id, types)
-            page = await read_page(self._streams.store, request.path_params["id"], asked, limit)
+            page = await read_page(self._streams.store, session_id, asked, limit)
             return json({"events": [shown(event) for event in page.events], "nextFrom": page.upto + 1})
         if last := request.headers.get("last-event-id"):
             after = whole("Last-Event-ID", last)
-        return await self._stream(request.path_params["id"], after, run_id, types)
+        return await self._stream(caller, session_id, after, run_id, types)
 
     async def _stream(
-        self, session_id: str, after: int, run_id: str | None, types: frozenset[str] | None
+        self, caller: Caller, session_id: str, after: int, run_id: str | None, types: frozenset[str] | None
     ) -> Response:
         streams = self._streams
-        streams.check_room()
+        streams.check_room(caller)
         subscription = subscribe(
             streams.store,
             session_id,
@@ -81,18 +102,18 @@ class _Routes:
         )
         await subscription.__aenter__()  # the response leaves it; a refusal is still a problem document
         try:
-            streams.check_room()
+            streams.check_room(caller)
         except InterlockError:
             subscription.close()
             raise
-        return _Stream(streams, subscription)
+        return _Stream(streams, subscription, caller)
 
 
 class _Stream(EventStream):
     """One client that reads a subscription."""
 
-    def __init__(self, streams: EventStreams, subscription: Subscription) -> None:
-        super().__init__(streams)
+    def __init__(self, streams: EventStreams, subscription: Subscription, caller: Caller = ANYBODY) -> None:
+        super().__init__(streams, caller)
         self._subscription = subscription
 
     def close(self) -> None:

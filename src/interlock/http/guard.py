@@ -14,10 +14,11 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
+from interlock.http.access.caller import ANYBODY, CALLER, Caller
 from interlock.http.access.ending import CHALLENGE, while_valid
 from interlock.http.access.failures import Failures
 from interlock.http.access.refusals import is_gateway, refuse
-from interlock.http.access.scopes import ANYBODY, CALLER, OPEN_PATHS, Caller
+from interlock.http.access.scopes import OPEN_PATHS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -32,7 +33,15 @@ _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+))(?::[0-9]{1,5})?"
 _MOST_SHOWN = 8
 """Tokens in one request; nobody has more fields for them than this."""
 _LOOKED_AT = frozenset(
-    (b"host", b"origin", b"sec-fetch-site", b"authorization", b"x-api-key", b"x-interlock-token")
+    (
+        b"host",
+        b"origin",
+        b"sec-fetch-site",
+        b"authorization",
+        b"x-api-key",
+        b"x-interlock-token",
+        b"content-encoding",
+    )
 )
 
 
@@ -94,6 +103,10 @@ class Guard:
         for origin in fields.get(b"origin", []):
             if not self._same_site(origin, hosts[0]):
                 return _Refusal(403, "cross_site", f"requests from pages of {origin!r:.80} are refused")
+        if any(
+            coding.strip().lower() not in ("", "identity") for coding in fields.get(b"content-encoding", [])
+        ):
+            return _Refusal(415, "content_encoding", "send the body as it is: no Content-Encoding is read")
         if self._book is None or not self._book.required or scope["path"] in OPEN_PATHS:
             return ANYBODY
         return self._authenticated(self._book, scope, fields)

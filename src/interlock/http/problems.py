@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from functools import wraps
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -66,7 +68,10 @@ def problem(error: InterlockError) -> Response:
         "retryable": error.retryable,
         "details": error.details,
     }
-    headers = {"retry-after": RETRY_AFTER} if error.status in (429, 503) else None
+    seconds = error.details.get("retry_after", RETRY_AFTER)
+    headers = {"retry-after": str(math.ceil(float(seconds)))} if error.status in (429, 503) else {}
+    if error.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+        headers["connection"] = "close"  # what is still to come is not read
     return Response(encoded(body), error.status, headers, media_type="application/problem+json")
 
 

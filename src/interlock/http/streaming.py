@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +11,12 @@ from starlette.responses import Response
 
 from interlock.clock import SystemClock
 from interlock.errors import Draining, InterlockError, LimitExceeded
+from interlock.http.access.caller import ANYBODY
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 
+    from interlock.http.access.caller import Caller
     from interlock.ports import Clock
 
     Message = MutableMapping[str, Any]
@@ -25,7 +28,10 @@ PING_SECONDS = 15.0
 """After so long without an event a comment shows that the stream lives."""
 STALL_SECONDS = 30.0
 """A client that takes nothing for so long is cut off; it comes back by itself."""
+LONGEST_SECONDS = 3600.0
+"""A stream ends after so long; its client comes back by itself, perhaps to another server."""
 MOST_STREAMS = 256
+MOST_PER_TOKEN = 32
 PING = b": ping\n\n"
 _HEADERS = [
     (b"content-type", b"text/event-stream"),
@@ -34,12 +40,45 @@ _HEADERS = [
 ]
 
 
+class StreamRoom:
+    """How many streams there may be, of all kinds; a token that is no admin's has a share of them."""
+
+    def __init__(self, most: int = MOST_STREAMS, most_per_token: int = MOST_PER_TOKEN) -> None:
+        self._most = most
+        self._most_per_token = most_per_token
+        self._count = 0
+        self._by_token: Counter[str] = Counter()
+
+    def check(self, caller: Caller) -> None:
+        """Raises `LimitExceeded` where as many are open as may be."""
+        if self._count >= self._most:
+            raise LimitExceeded(f"{self._most} streams of events are open already", limit=self._most)
+        for name in () if caller.may("admin") else caller.names:
+            if self._by_token[name] >= self._most_per_token:
+                raise LimitExceeded(
+                    f"{self._most_per_token} streams of events of this token are open already",
+                    limit=self._most_per_token,
+                )
+
+    def take(self, caller: Caller) -> None:
+        """*caller* has another one open."""
+        self._count += 1
+        self._by_token.update(caller.names)
+
+    def leave(self, caller: Caller) -> None:
+        """One of *caller*'s has ended."""
+        self._count -= 1
+        self._by_token -= Counter(caller.names)  # drops those that have none left
+
+
 class Streams:
     """Every stream of one kind that this server has open."""
 
-    def __init__(self, *, clock: Clock | None = None, most: int = MOST_STREAMS) -> None:
+    def __init__(
+        self, *, clock: Clock | None = None, most: int = MOST_STREAMS, room: StreamRoom | None = None
+    ) -> None:
         self.clock = SystemClock() if clock is None else clock
-        self._most = most
+        self._room = StreamRoom(most) if room is None else room
         self._open: set[EventStream] = set()
         self._closed = False
 
@@ -52,27 +91,30 @@ class Streams:
         for stream in list(self._open):
             stream.end()
 
-    def check_room(self) -> None:
+    def check_room(self, caller: Caller = ANYBODY) -> None:
         """Raises `Draining` once closed, `LimitExceeded` where as many are open as may be."""
         if self._closed:
             raise Draining("the server stops; come back in a moment")
-        if len(self._open) >= self._most:
-            raise LimitExceeded(f"{self._most} streams of events are open already", limit=self._most)
+        self._room.check(caller)
 
     def add(self, stream: EventStream) -> None:
         """*stream* is open now."""
         self._open.add(stream)
+        self._room.take(stream.caller)
 
     def discard(self, stream: EventStream) -> None:
         """*stream* has ended."""
-        self._open.discard(stream)
+        if stream in self._open:
+            self._open.discard(stream)
+            self._room.leave(stream.caller)
 
 
 class EventStream(Response):
     """One client that reads server-sent events, at its own pace. What they are, `send_all` says."""
 
-    def __init__(self, streams: Streams) -> None:
+    def __init__(self, streams: Streams, caller: Caller = ANYBODY) -> None:
         super().__init__()
+        self.caller = caller
         self._streams = streams
         self._clock = streams.clock
         self._task: asyncio.Task[Any] | None = None
@@ -90,6 +132,7 @@ class EventStream(Response):
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         self._task = asyncio.current_task()
+        old = self._clock.call_at(self._clock.now() + LONGEST_SECONDS, self.close)
         watching = asyncio.get_running_loop().create_task(self._watch(receive))
 
         async def put(body: bytes) -> None:
@@ -105,6 +148,7 @@ class EventStream(Response):
                 raise ConnectionResetError("the client takes nothing any more") from None
             raise
         finally:
+            old.cancel()
             watching.cancel()
             self.close()
             self._streams.discard(self)

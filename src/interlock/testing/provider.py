@@ -12,18 +12,19 @@ import hashlib
 import socket
 import time
 from collections import deque
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import uvicorn
 
+from interlock.http.connections.server import Server
 from interlock.testing import answers
 from interlock.testing.account import Account, Unit
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable
 
     Scope = dict[str, Any]
 
@@ -259,8 +260,8 @@ async def _cut(send: Any, *headers: tuple[bytes, bytes]) -> None:
 # -- serving
 
 
-class _Server(uvicorn.Server):
-    """uvicorn for one application inside of a running loop, quiet and without signal handlers."""
+class _Server(Server):
+    """A server for one application, which may be left at once."""
 
     def __init__(self, app: Any) -> None:
         super().__init__(
@@ -275,15 +276,6 @@ class _Server(uvicorn.Server):
                 timeout_graceful_shutdown=1,
             )
         )
-        self.ready = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.ready.set()
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
     async def abandon(self) -> None:
         """End the calls under way, also those that would hang for ever."""
@@ -304,7 +296,7 @@ async def running(provider: Any, port: int = 0) -> AsyncIterator[str]:
         server = _Server(provider)
         serving = asyncio.ensure_future(server.serve(sockets=[listening]))
         try:
-            await server.ready.wait()
+            await server.ready
             yield f"http://127.0.0.1:{listening.getsockname()[1]}"
         finally:
             server.should_exit = True

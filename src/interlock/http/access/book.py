@@ -9,13 +9,16 @@ import re
 import secrets
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal, get_args
 
 import msgspec
 from msgspec import Meta
 
 from interlock.errors import InvalidOperation, ValidationError
-from interlock.http.access.scopes import ANYBODY, NAMES, Caller
+from interlock.http.access.budget import Budgets
+from interlock.http.access.caller import ANYBODY, Caller
+from interlock.http.access.scopes import NAMES
+from interlock.http.access.terms import Terms
 from interlock.http.problems import NotFound
 from interlock.secret import Secret
 
@@ -36,13 +39,18 @@ _UNGUESSABLE: Final = 32
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
-class _Kept(msgspec.Struct, kw_only=True):
+_PLAIN: Final = Terms()
+ScopeName = Literal["gateway", "submit", "read", "admin"]
+
+
+class _Kept(msgspec.Struct, kw_only=True, omit_defaults=True):
     """A token as it stands in the store; times in milliseconds since the epoch."""
 
     hash: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
-    scopes: tuple[Literal["gateway", "submit", "read", "admin"], ...]
+    scopes: tuple[ScopeName, ...]
     created: int
     expires: int | None = None
+    terms: Terms | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +59,10 @@ class Token:
 
     name: str
     digest: bytes = field(repr=False)
-    scopes: tuple[str, ...]
+    scopes: tuple[ScopeName, ...]
     created_ms: int
     expires_ms: int | None
+    terms: Terms = _PLAIN
 
     def holds(self, now: float) -> bool:
         """Whether it has not expired at *now*, in seconds since the epoch."""
@@ -74,6 +83,7 @@ class TokenBook:
         self._tokens: dict[str, Token | None] = {}
         """By name; None opens nothing: it is being made, or what the store has is damaged."""
         self._digests: frozenset[bytes] = frozenset()
+        self.budgets = Budgets(self, settings)
         self._ends: dict[str, set[Callable[[], None]]] = {}
         self._index()
 
@@ -88,10 +98,20 @@ class TokenBook:
                 self._tokens[name] = None
             else:
                 digest = bytes.fromhex(kept.hash)
-                self._tokens[name] = Token(name, digest, kept.scopes, kept.created, kept.expires)
+                terms = kept.terms or _PLAIN
+                self._tokens[name] = Token(name, digest, kept.scopes, kept.created, kept.expires, terms)
         self._index()
+        await self.budgets.load()
+
+    async def aclose(self) -> None:
+        """Write what tokens have used of their budgets."""
+        await self.budgets.aclose()
 
     # -- asking
+
+    def token(self, name: str) -> Token | None:
+        """The token of this name, if it is there and sound."""
+        return self._tokens.get(name)
 
     @property
     def required(self) -> bool:
@@ -114,17 +134,18 @@ class TokenBook:
         """
         now = self.clock.now()
         scopes: set[str] = set()
-        names = []
+        opened: list[Token] = []
         for token in self._tokens.values():
             shown = token is not None and sum(hmac.compare_digest(one, token.digest) for one in digests)
             if token is not None and shown and token.holds(now):
                 scopes.update(token.scopes)
-                names.append(token.name)
+                opened.append(token)
         configured = self._configured or b""
         shown = sum(hmac.compare_digest(one, configured) for one in digests)
         if shown and not (unguessable and self._guessable):
             scopes.update(ANYBODY.scopes)
-        return Caller(frozenset(scopes), tuple(names)) if scopes else None
+            return Caller(frozenset(scopes), tuple(token.name for token in opened))
+        return _caller(scopes, opened) if opened else None
 
     def is_token(self, digest: bytes) -> bool:
         """Whether this is the digest of a token of ours, expired or not."""
@@ -157,20 +178,28 @@ class TokenBook:
     # -- changing
 
     async def create(
-        self, name: str, scopes: Sequence[str], expires_in: float | None = None
+        self, name: str, scopes: Sequence[str], expires_in: float | None = None, terms: Terms | None = None
     ) -> tuple[Token, Secret]:
         """A new token of 256 random bits, which is shown here once; *expires_in* in seconds.
 
-        Raises `ValidationError` for a name or scope that cannot be, `InvalidOperation` for a name that is
-        taken, and `StoreError`; then there is none.
+        Raises `ValidationError` for a name, scope or terms that cannot be, `InvalidOperation` for a name that
+        is taken, and `StoreError`; then there is none.
         """
+        terms = terms or _PLAIN
         self._check(name, scopes)
+        terms.check(scopes)
         secret = Secret("il_" + secrets.token_urlsafe(_BYTES))
         now_ms = int(self.clock.now() * 1000)
         expires_ms = None if expires_in is None else now_ms + round(expires_in * 1000)
-        ordered = tuple(scope for scope in NAMES if scope in scopes)
-        token = Token(name, digest_of(secret.reveal()), ordered, now_ms, expires_ms)
-        kept = {"hash": token.digest.hex(), "scopes": ordered, "created": now_ms, "expires": expires_ms}
+        ordered = tuple(scope for scope in get_args(ScopeName) if scope in scopes)
+        token = Token(name, digest_of(secret.reveal()), ordered, now_ms, expires_ms, terms)
+        kept = _Kept(
+            hash=token.digest.hex(),
+            scopes=token.scopes,
+            created=now_ms,
+            expires=expires_ms,
+            terms=None if terms == _PLAIN else terms,
+        )
         self._tokens[name] = None
         try:
             await self._settings.set(PREFIX + name, msgspec.json.encode(kept).decode())
@@ -219,6 +248,22 @@ class TokenBook:
     def _index(self) -> None:
         known = {one.digest for one in self._tokens.values() if one is not None}
         self._digests = frozenset(known if self._configured is None else {*known, self._configured})
+
+
+def _caller(scopes: set[str], tokens: Sequence[Token]) -> Caller | None:
+    """Who shows all of *tokens*, and may do what any of them may; None if they are of several tenants."""
+    tenants = {token.terms.tenant for token in tokens}
+    if len(tenants) > 1 and None not in tenants:
+        return None
+    tenant = None if None in tenants else tenants.pop()
+    least = [token.terms.least_priority(token.scopes) for token in tokens]
+    bounds = [one for one in least if one is not None]
+    return Caller(
+        frozenset(scopes),
+        tuple(token.name for token in tokens),
+        tenant,
+        min(bounds) if len(bounds) == len(least) else None,
+    )
 
 
 def digest_of(text: str) -> bytes:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from interlock.http.access.book import TokenBook
-    from interlock.http.access.scopes import Caller
+    from interlock.http.access.caller import Caller
 
     App = Callable[[dict[str, Any], Any, Any], Awaitable[None]]
 

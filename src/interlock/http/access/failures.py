@@ -38,12 +38,12 @@ class Failures:
 
     def blocked_for(self, address: str) -> float:
         """Seconds until *address* may try again; 0 if it may now."""
-        known = self._by_address.get(_network(address))
+        known = self._by_address.get(network(address))
         return 0.0 if known is None else max(0.0, known.until - self._clock.now())
 
     def note(self, address: str) -> None:
         """*address* has shown a wrong token."""
-        now, name = self._clock.now(), _network(address)
+        now, name = self._clock.now(), network(address)
         known = self._by_address.get(name)
         if known is None or now >= max(known.began + WINDOW, known.until):
             known = self._by_address[name] = _Address(now)
@@ -55,8 +55,8 @@ class Failures:
             self._by_address.popitem(last=False)
 
 
-def _network(address: str) -> str:
-    """What is counted as one: who has an IPv6 address has all of its /64."""
+def network(address: str) -> str:
+    """What *address* is counted as: who has an IPv6 address has all of its /64."""
     try:
         parsed = ip_address(address.partition("%")[0])
     except ValueError:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from starlette.routing import Mount, Route
 
+from interlock.http.access.caller import may
 from interlock.http.access.refusals import refuse
 
 if TYPE_CHECKING:
@@ -20,9 +21,6 @@ NAMES: Final = ("gateway", "submit", "read", "admin")
 
 OPEN: Final = "open"
 """Instead of a scope: no token is asked for."""
-
-CALLER: Final = "interlock.caller"
-"""Where the guard puts the `Caller` in the ASGI scope."""
 
 GATEWAY: Final = "ANY /gateway/{provider}/{path}"
 CONNECT: Final = "WEBSOCKET /permits/connect"
@@ -81,27 +79,6 @@ TABLE: Final[Mapping[str, str]] = {
 """By method and path as the route declares it; "ANY" is one for all methods."""
 
 OPEN_PATHS: Final = frozenset(key.partition(" ")[2] for key, scope in TABLE.items() if scope == OPEN)
-
-
-class Caller(NamedTuple):
-    """Who asks: what its tokens allow, and their names, if they are stored ones."""
-
-    scopes: frozenset[str]
-    names: tuple[str, ...] = ()
-
-    def may(self, scope: str) -> bool:
-        """Whether *scope* is among what it may do."""
-        return scope in self.scopes or "admin" in self.scopes
-
-
-ANYBODY: Final = Caller(frozenset(("admin",)))
-"""Who asks a server without any token: all on this machine may do everything."""
-
-
-def may(scope: Mapping[str, Any], what: str) -> bool:
-    """Whether the caller of the request *scope* may do *what*; nobody may whom no guard has seen."""
-    caller: Caller | None = scope.get(CALLER)
-    return caller is not None and caller.may(what)
 
 
 def scoped(app: App, keys: Mapping[str, str]) -> App:

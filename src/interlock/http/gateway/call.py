@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from interlock.errors import ValidationError
+from interlock.http.access.caller import caller_of
 from interlock.http.gateway.conversation import RequestFacts, Turns, identify, plain_name
 from interlock.http.gateway.headers import RawHeaders, upstream_path
 from interlock.http.gateway.tracing import UNTRACED
@@ -15,6 +16,7 @@ from interlock.provider.signals import WORDINGS, Wording
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
+    from interlock.http.access.caller import Caller
     from interlock.http.gateway.reply import Reply
     from interlock.http.gateway.tracing import CallTrace
 
@@ -50,6 +52,7 @@ class Call:
     deadline: float
     priority: int
     reply: Reply
+    caller: Caller
     waited: float = 0.0
     trace: CallTrace = UNTRACED
 
@@ -90,7 +93,15 @@ class CallReader:
         if body is None:
             return None
         facts = await self._facts(below, headers, body)
+        if facts.steers is not None:
+            raise ValidationError(
+                f"the body has {facts.steers!r}; where calls go, and as whom, is the server's configuration",
+                code="unsupported_parameter",
+            )
+        caller = caller_of(scope)
         conversation = plain_name(headers.get("x-interlock-conversation")) or facts.conversation
+        if conversation is not None and not conversation.endswith(caller.suffix):
+            conversation += caller.suffix  # two tenants' conversations are two, whatever they are called
         timeout_ms = _whole(headers, "x-interlock-timeout-ms", 0, 86_400_000)
         timeout = self._timeout if timeout_ms is None else timeout_ms / 1000
         return Call(
@@ -102,10 +113,11 @@ class CallReader:
             facts=facts,
             conversation=conversation,
             arrived=arrived,
-            since=self._since(headers, conversation, facts, arrived),
+            since=self._since(headers, conversation, facts, arrived, caller),
             deadline=arrived + timeout,
-            priority=_whole(headers, "x-interlock-priority", -1000, 1000) or 0,
+            priority=caller.check_priority(_whole(headers, "x-interlock-priority", -1000, 1000) or 0),
             reply=reply,
+            caller=caller,
         )
 
     async def _body(self, headers: dict[str, str], receive: Receive, reply: Reply) -> bytes | None:
@@ -141,12 +153,17 @@ class CallReader:
         return await loop.run_in_executor(None, identify, below, headers, body, known)
 
     def _since(
-        self, headers: dict[str, str], conversation: str | None, facts: RequestFacts, now: float
+        self,
+        headers: dict[str, str],
+        conversation: str | None,
+        facts: RequestFacts,
+        now: float,
+        caller: Caller,
     ) -> float:
         """When the prompt began that this call serves: said by the caller, else inferred from its turn."""
         started_ms = _whole(headers, "x-interlock-prompt-started-at", 0, 1 << 53)
         if started_ms is not None:
-            return min(started_ms / 1000, now)
+            return caller.started(started_ms / 1000, now) or now
         if conversation is None:
             return now
         return self._turns.started_at(conversation, continues=facts.continues_turn, now=now)

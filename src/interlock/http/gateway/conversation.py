@@ -43,6 +43,8 @@ class RequestFacts:
     streaming: bool
     continues_turn: bool
     model: str | None
+    steers: str | None = None
+    """A member that would choose another provider or account, were it read by whatever comes next."""
 
 
 class _Body(msgspec.Struct):
@@ -58,6 +60,13 @@ class _Body(msgspec.Struct):
     instructions: msgspec.Raw = msgspec.Raw(b"null")
     messages: msgspec.Raw = msgspec.Raw(b"null")
     input: msgspec.Raw = msgspec.Raw(b"null")
+    api_base: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    base_url: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    api_key: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    organization: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+_STEERING: Final = ("api_base", "base_url", "api_key", "organization")
 
 
 class _Item(msgspec.Struct):
@@ -105,6 +114,7 @@ def identify(
         streaming=_decoded(fields.stream) is True,
         continues_turn=retried or _continues(items),
         model=_text(fields.model),
+        steers=next((name for name in _STEERING if getattr(fields, name) is not msgspec.UNSET), None),
     )
 
 

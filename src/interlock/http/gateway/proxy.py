@@ -13,9 +13,11 @@ import itertools
 import logging
 import random
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from interlock.errors import AcquireTimeout, Draining, InterlockError, LimitExceeded
+from interlock.errors import AcquireTimeout, DeadlockDetected, Draining, InterlockError, LimitExceeded
+from interlock.http.access.caller import caller_of
 from interlock.http.gateway.call import Call, CallReader, GatewayProvider
 from interlock.http.gateway.conversation import Turns, TurnScanner
 from interlock.http.gateway.dialects import dialect_of
@@ -28,6 +30,7 @@ from interlock.http.gateway.headers import (
 from interlock.http.gateway.reply import Reply
 from interlock.http.gateway.tracing import UNTRACED
 from interlock.http.gateway.upstream import Upstream, UpstreamError, UpstreamResponse
+from interlock.http.permits.room import WaitingRoom
 from interlock.provider.retry import (
     EXCERPT,
     WITHOUT_PERMIT,
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
 
     from interlock.admission.permit import Permit
     from interlock.core.model import Outcome
+    from interlock.http.access.budget import Budgets
     from interlock.http.gateway.call import Receive, Scope
     from interlock.http.gateway.tracing import CallTrace, Tracing
     from interlock.provider.gate import ProviderGate
@@ -83,6 +87,9 @@ class Gateway:
         self._now = gate.clock.now
         self._turns = Turns()
         self._reader = CallReader(providers, self._turns, self._now, timeout=timeout, max_body=max_body)
+        self.room = WaitingRoom(gate.admission.kernel)
+        self.budgets: Budgets | None = None
+        """Of tokens, where there are any."""
         self.calls: set[asyncio.Task[Any]] = set()
         """The calls under way."""
         self.draining = False
@@ -169,6 +176,8 @@ class Gateway:
     async def _pass(self, call: Call) -> None:
         """Through the gates and on; again, off the slot, while the provider says "too much"."""
         last: _Excerpt | None = None
+        if self.budgets is not None:
+            self.budgets.ask(call.caller)
         for attempt in itertools.count():
             try:
                 if attempt:
@@ -182,6 +191,8 @@ class Gateway:
             finally:
                 if call.reply.pinged is False:
                     await call.reply.stop_pings()
+            if self.budgets is not None:
+                self.budgets.hold(call.caller, partial(getattr, permit, "released"))
             last = await self._attempt(call, permit, attempt)
             if last is None:
                 return
@@ -197,6 +208,11 @@ class Gateway:
             call.waited += self._now() - began
 
     async def _admitted(self, call: Call) -> Permit:
+        self.room.check((f"provider:{call.provider.id}", *self._also))
+        with self.room.holding(call.caller, len(call.body)):
+            return await self._waited_for(call)
+
+    async def _waited_for(self, call: Call) -> Permit:
         asked = self._now()
         timeout = max(0.0, call.deadline - asked)
         try:
@@ -375,9 +391,12 @@ class Gateway:
 
     async def _refuse(self, reply: Reply, error: InterlockError, scope: Scope) -> None:
         await reply.stop_pings()
+        if isinstance(error, AcquireTimeout | DeadlockDetected):
+            error = caller_of(scope).told(error)
         retry_after = None
         if error.retryable:
             retry_after = random.uniform(0.8, 1.2)  # noqa: S311 - only to keep the refused apart
+            retry_after = max(retry_after, error.details.get("retry_after", 0.0))
             if (provider := self._reader.addressed(scope)) is not None:
                 paused_until = self._gate.reading(provider.id).paused_until or 0.0
                 retry_after = max(retry_after, paused_until - self._now())

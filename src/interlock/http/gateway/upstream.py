@@ -12,6 +12,7 @@ import re
 import socket
 import ssl
 from functools import lru_cache
+from ipaddress import IPv6Address, ip_address
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
@@ -28,6 +29,8 @@ __all__ = ["HttpUpstream", "Upstream", "UpstreamError", "UpstreamResponse"]
 _URL: Final = re.compile(r"(https?://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]+)?)([/?][!-\"$-~]*)?")
 _NEXT_ADDRESS_AFTER: Final = 0.25
 """Seconds before another address of the host is tried beside the one that does not answer, as in RFC 8305."""
+_METADATA: Final = IPv6Address("fd00:ec2::254")
+"""The one address of a cloud's metadata that is not of the link."""
 _SENT_AGAIN: Final = frozenset(("GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"))
 
 
@@ -212,6 +215,12 @@ class HttpUpstream:
             self._free.get(origin, {}).pop(connection, None)
 
         addresses = await loop.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
+        for *_, (address, *_) in addresses:
+            if is_forbidden(str(address)):
+                raise UpstreamError(
+                    "connect",
+                    f"cannot connect to {origin.shown}: its address {address} is never a provider's",
+                )
         sock = await aiohappyeyeballs.start_connection(addresses, happy_eyeballs_delay=_NEXT_ADDRESS_AFTER)
         _, connection = await loop.create_connection(
             lambda: Connection(origin.shown, keep_alive=self._keep_alive, freed=freed, lost=lost),
@@ -226,6 +235,13 @@ class HttpUpstream:
             self._tls = ssl.create_default_context()
             self._tls.set_alpn_protocols(["http/1.1"])
         return self._tls
+
+
+def is_forbidden(address: str) -> bool:
+    """Whether *address* is one that a provider never has: of this link, of a cloud's metadata, of a group."""
+    parsed = ip_address(address.partition("%")[0])
+    parsed = getattr(parsed, "ipv4_mapped", None) or parsed
+    return parsed.is_link_local or parsed.is_multicast or parsed.is_unspecified or parsed == _METADATA
 
 
 @lru_cache(maxsize=256)

@@ -15,6 +15,7 @@ from interlock.admission.wire import GENERATED, is_generated
 from interlock.errors import InvalidOperation, PermitLost, StaleFence
 from interlock.http.permits.asking import Asking, at_once
 from interlock.http.permits.leases import LeaseRecord
+from interlock.http.permits.room import WaitingRoom
 from interlock.http.problems import NotFound, encoded
 from interlock.ledger import Cause
 from interlock.limits import PREFIX
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
 
     from interlock.admission.local import LocalAdmission
+    from interlock.admission.permit import Permit
     from interlock.core import model
+    from interlock.http.access.budget import Budgets
+    from interlock.http.access.caller import Caller
     from interlock.ledger import Ledger
     from interlock.ports import Settings
     from interlock.provider.remote import ServedGate
@@ -41,6 +45,9 @@ class PermitDesk:
 
     def __init__(self, admission: LocalAdmission, store: Settings) -> None:
         self.admission = admission
+        self.room = WaitingRoom(admission.kernel)
+        self.budgets: Budgets | None = None
+        """Of tokens, where there are any."""
         self.epoch = uuid4().hex
         """Another one at every start, by which clients know that they have to say what they hold."""
         self.leases = LeaseRecord(store, admission.clock.now)
@@ -116,6 +123,25 @@ class PermitDesk:
             self.gate.know(names)
         self.hold_back(names)
 
+    # -- who asks
+
+    def ask(self, caller: Caller, names: tuple[str, ...], key: str, *, waits: bool) -> None:
+        """Before *caller* asks for *names*: `prepare`, and see whether it may.
+
+        Raises `QueueFull`, and `LimitExceeded` for a spent budget. Who asks again under a *key* is known.
+        """
+        self.prepare(names)
+        kernel = self.admission.kernel
+        if waits:
+            self.room.check(names, key)
+        if self.budgets is not None and key not in kernel.permits and key not in kernel.waiters:
+            self.budgets.ask(caller)
+
+    def charge(self, caller: Caller, record: model.Permit) -> None:
+        """*caller* pays for the time that *record* lasts."""
+        if self.budgets is not None:
+            self.budgets.hold(caller, lambda: record.ended is not None)
+
     # -- limits
 
     def order(
@@ -152,6 +178,15 @@ class PermitDesk:
 
     # -- permits
 
+    def parent(self, parent_id: str | None) -> Permit | None:
+        """The permit under which another is asked for, if that names one. Raises `InvalidOperation`."""
+        if parent_id is None:
+            return None
+        parent = self.admission.permit(parent_id)
+        if parent is None:
+            raise InvalidOperation(f"the parent {parent_id!r} has been released")
+        return parent
+
     def found(self, permit_id: str, fence: int) -> model.Permit:
         """The permit of this id, if *fence* is (or, for a permit that was lent, has been) its own.
 
@@ -159,10 +194,7 @@ class PermitDesk:
         """
         record = self.admission.kernel.permits.get(permit_id)
         if record is None:
-            raise NotFound(
-                f"no permit {permit_id!r} is held: it was released, or its lease ran out",
-                code=PermitLost.default_code,
-            )
+            raise not_held(permit_id)
         if not owns(record, fence):
             raise StaleFence(f"the fence {fence} of permit {permit_id!r} is stale", fence=record.fence)
         return record
@@ -267,6 +299,14 @@ def owns(record: model.Permit, fence: int) -> bool:
     Who had its units back may not have heard of its new fence yet.
     """
     return (record.serial or record.fence) <= fence <= record.fence
+
+
+def not_held(permit_id: str) -> NotFound:
+    """The error for the id of no permit."""
+    return NotFound(
+        f"no permit {permit_id!r} is held: it was released, or its lease ran out",
+        code=PermitLost.default_code,
+    )
 
 
 def new_id() -> str:

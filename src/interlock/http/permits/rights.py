@@ -4,17 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-from interlock.errors import InterlockError
+from interlock.http.access.caller import Forbidden
 
 if TYPE_CHECKING:
     from interlock.http.permits.desk import PermitDesk
-
-
-class Forbidden(InterlockError):
-    """The token has not the scope that this needs."""
-
-    default_code = "insufficient_scope"
-    status = 403
 
 
 class _WithoutLimits:
@@ -39,7 +32,9 @@ class _WithoutLimits:
         self._refuse()
 
     def _refuse(self) -> None:
-        raise Forbidden("limits, cooldowns and pauses need a token with the scope 'admin'")
+        raise Forbidden(
+            "limits, cooldowns and pauses need a token with the scope 'admin'", code="insufficient_scope"
+        )
 
 
 def without_limits(desk: PermitDesk) -> PermitDesk:

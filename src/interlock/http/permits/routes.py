@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
@@ -11,9 +11,18 @@ from msgspec import Meta
 from starlette.routing import Route
 
 from interlock.admission.wire import is_generated
-from interlock.errors import Draining, InterlockError, InvalidOperation, StaleFence, ValidationError
+from interlock.errors import (
+    AcquireTimeout,
+    DeadlockDetected,
+    Draining,
+    InterlockError,
+    InvalidOperation,
+    StaleFence,
+    ValidationError,
+)
+from interlock.http.access.caller import caller_of
 from interlock.http.permits.asking import Asking
-from interlock.http.permits.desk import new_id
+from interlock.http.permits.desk import new_id, not_held
 from interlock.http.problems import NotFound, answering, json, read_body
 
 if TYPE_CHECKING:
@@ -23,9 +32,10 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
     from interlock.admission.permit import Permit
-    from interlock.admission.readings import Holder, Waiting
+    from interlock.admission.readings import BlockReading, Holder, Waiting
     from interlock.core import model
     from interlock.core.model import Outcome
+    from interlock.http.access.caller import Caller
     from interlock.http.permits.desk import PermitDesk
 
 _DAY_MS = 86_400_000
@@ -107,45 +117,53 @@ class _Routes:
         desk, lease = self._desk, asked.lease_ms / 1000
         if desk.draining:
             raise Draining("the server is draining; come back in a moment")
-        key = asked.key or new_id()
-        desk.prepare(asked.limits)
+        caller = caller_of(request.scope)
+        for what, name in (("key", asked.key), ("owner", asked.owner), ("parent", asked.parent)):
+            caller.check_name(what, name)
+        key = asked.key or new_id() + caller.suffix
+        caller.check_priority(asked.priority)
+        desk.ask(caller, asked.limits, key, waits=asked.timeout_ms > 0)
         poll = _Poll(desk, request, key)
-        record = await poll.record(
-            self._admission.acquire(
-                *asked.limits,
-                key=key,
-                owner=asked.owner,
-                parent=self._parent(asked.parent),
-                priority=asked.priority,
-                since=None if asked.since is None else asked.since / 1000,
-                timeout=asked.timeout_ms / 1000,
-                lease=lease,
-            ).__await__(),
+        since = None if asked.since is None else asked.since / 1000
+        acquisition = self._admission.acquire(
+            *asked.limits,
+            key=key,
+            owner=asked.owner,
+            parent=desk.parent(asked.parent),
+            priority=asked.priority,
+            since=caller.started(since, self._admission.clock.now()),
+            timeout=asked.timeout_ms / 1000,
+            lease=lease,
         )
+        try:
+            record = await poll.record(acquisition.__await__())
+        except (AcquireTimeout, DeadlockDetected, InvalidOperation) as error:
+            raise caller.told(error) from None
+        if not poll.known:
+            desk.charge(caller, record)
         if not desk.is_safe(record, lease):
             await desk.safe(record, lease, poll)
         if poll.left:
             desk.give_back(record, poll)
         return json(_permit(record, asked.limits), 201)
 
-    def _parent(self, parent_id: str | None) -> Permit | None:
-        if parent_id is None:
-            return None
-        parent = self._admission.permit(parent_id)
-        if parent is None:
-            raise InvalidOperation(f"the parent {parent_id!r} has been released")
-        return parent
-
     async def renew(self, request: Request) -> Response:
-        body = await read_body(request, Renewal)
-        end = await self._desk.renew(request.path_params["id"], body.fence, body.lease_ms / 1000)
+        body, permit_id = await read_body(request, Renewal), request.path_params["id"]
+        if not caller_of(request.scope).owns(permit_id):
+            raise not_held(permit_id)
+        end = await self._desk.renew(permit_id, body.fence, body.lease_ms / 1000)
         return json({"expiresAt": round(end * 1000)})
 
     async def renew_all(self, request: Request) -> Response:
         """Many at once: what a process does from a thread, so that a busy event loop loses nothing."""
-        body = await read_body(request, Renewals, most=4 << 20)
+        body, caller = await read_body(request, Renewals, most=4 << 20), caller_of(request.scope)
         lost = []
         for held in body.permits:
+            if not caller.owns(held.id) or not all(
+                caller.owns(one or held.id) for one in (held.owner, held.parent)
+            ):
+                lost.append(held.id)
+                continue
             try:
                 await self._renew_or_adopt(held, body.lease_ms / 1000)
             except (NotFound, StaleFence, InvalidOperation, ValidationError):
@@ -170,19 +188,25 @@ class _Routes:
         how = _OUTCOMES.get(outcome)
         if how is None:
             raise ValidationError(f"outcome is {outcome[:80]!r}; allowed are {', '.join(_OUTCOMES)}")
-        permit = self._admission.permit(request.path_params["id"])
+        permit_id = request.path_params["id"]
+        ours = caller_of(request.scope).owns(permit_id)
+        permit = self._admission.permit(permit_id) if ours else None
         released = permit is not None and fence in (None, str(permit.fence)) and permit.release(how)
         return json({"released": released})
 
     # -- waiting
 
     async def waiting(self, request: Request) -> Response:
-        return json({"waiting": [_waiting(one) for one in self._admission.waiting()]})
+        caller = caller_of(request.scope)
+        seen = [one for one in self._admission.waiting() if caller.owns(one.key, one.owner)]
+        return json({"waiting": [_waiting(one) for one in seen]})
 
     async def explain(self, request: Request) -> Response:
-        found = self._admission.explain(request.path_params["id"])
-        if found is None:
-            raise _nobody(request.path_params["id"])
+        waiter_id, caller = request.path_params["id"], caller_of(request.scope)
+        found = self._admission.explain(waiter_id)
+        if found is None or not caller.owns(found.waiter.key, found.waiter.owner):
+            raise _nobody(waiter_id)
+        found = replace(found, blocks=tuple(_seen_by(caller, block) for block in found.blocks))
         blocks = [
             {
                 **_camel(asdict(block)),
@@ -195,7 +219,11 @@ class _Routes:
         return json({**_waiting(found.waiter), "blocks": blocks, "text": str(found)})
 
     async def withdraw(self, request: Request) -> Response:
-        waiter_id = request.path_params["id"]
+        waiter_id, caller = request.path_params["id"], caller_of(request.scope)
+        if caller.tenant is not None:
+            found = next((one for one in self._admission.waiting() if one.id == waiter_id), None)
+            if found is None or not caller.owns(found.key, found.owner):
+                raise _nobody(waiter_id)
         if not self._admission.withdraw(waiter_id, InvalidOperation("an operator ended this wait")):
             raise _nobody(waiter_id)
         return json({"withdrawn": True})
@@ -208,7 +236,7 @@ class _Poll:
         self._desk = desk
         self._request = request
         self._key = key
-        self._known = key in desk.admission.kernel.permits
+        self.known = key in desk.admission.kernel.permits
         self._answer: asyncio.Future[model.Permit] = asyncio.get_running_loop().create_future()
         self.left = False
 
@@ -235,7 +263,7 @@ class _Poll:
     def _settled(self, permit: Permit | None, error: InterlockError | None) -> None:
         record = None if permit is None else self._desk.admission.kernel.permits[self._key]
         if record is not None:
-            self._desk.taken(record, self, self._known)
+            self._desk.taken(record, self, self.known)
         if self._answer.done():  # cancelled, and whoever awaits it has not come to run yet
             if record is not None:
                 self._desk.give_back(record, self)
@@ -255,6 +283,14 @@ class _Poll:
     def _turn_away(self, asking: Asking) -> None:
         if asking.leave():
             self._answer.set_exception(Draining("the server stops; come back in a moment"))
+
+
+def _seen_by(caller: Caller, block: BlockReading) -> BlockReading:
+    """*block* without the names of others; how many units they hold is in its numbers."""
+    if caller.tenant is None:
+        return block
+    holders = tuple(one for one in block.holders if caller.owns(one.key, one.owner))
+    return replace(block, holders=holders, ahead=tuple(one for one in block.ahead if caller.owns(one)))
 
 
 def _nobody(waiter_id: str) -> NotFound:

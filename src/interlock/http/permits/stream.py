@@ -16,6 +16,7 @@ import msgspec
 
 from interlock.admission.wire import VERSION, error_to_wire
 from interlock.errors import InterlockError, InvalidOperation, LimitExceeded, PermitLost, ValidationError
+from interlock.http.access.caller import ANYBODY, caller_of
 from interlock.http.permits.asking import Asking, at_once
 from interlock.http.permits.desk import owns
 from interlock.http.permits.words import (
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from interlock.admission.permit import Lending, Permit
     from interlock.core import model
     from interlock.core.model import Outcome
+    from interlock.http.access.caller import Caller
     from interlock.http.permits.desk import PermitDesk
 
     Answer = tuple[Any, ...]
@@ -71,7 +73,7 @@ class PermitStream:
         if (await receive())["type"] != "websocket.connect":
             return
         await send({"type": "websocket.accept"})
-        await _Connection(self._desk, receive, send).run()
+        await _Connection(self._desk, receive, send, caller_of(scope)).run()
 
 
 class _Connection:
@@ -82,8 +84,10 @@ class _Connection:
         desk: PermitDesk,
         receive: Callable[[], Awaitable[dict[str, Any]]],
         send: Callable[[dict[str, Any]], Awaitable[None]],
+        caller: Caller = ANYBODY,
     ) -> None:
         self._desk = desk
+        self._caller = caller
         self._admission = desk.admission
         self._kernel = desk.admission.kernel
         self._receive = receive
@@ -229,12 +233,13 @@ class _Connection:
                 raise ValidationError(f"a key or owner is too long; allowed are {_LONGEST_ID} characters")
             if len(self._askings) >= _MOST_WAITING:
                 raise LimitExceeded(f"{_MOST_WAITING} requests of this process wait already")
-            self._desk.prepare(said.names)
+            self._caller.check_priority(more.priority)
+            self._desk.ask(self._caller, said.names, said.id, waits=more.timeout != 0)
             acquisition = self._admission.acquire(
                 *said.names,
                 key=said.id,
                 owner=more.owner,
-                parent=self._parent(more.parent),
+                parent=self._desk.parent(more.parent),
                 priority=more.priority,
                 since=self._since(more),
                 timeout=more.timeout,
@@ -257,24 +262,19 @@ class _Connection:
         asking.begin()
 
     def _since(self, more: More) -> float | None:
+        now = self._admission.clock.now()
         if more.since is None and more.age:  # it was made while nobody was there to hear it
-            return self._admission.clock.now() - more.age
-        return more.since
+            return self._caller.started(now - more.age, now)
+        return self._caller.started(more.since, now)
 
     def _queued(self, said: Acquire) -> None:
         waiter = self._kernel.waiters.get(said.id)
         self._say("queued", said.ask, None if waiter is None else waiter.since_ms / 1000)
 
-    def _parent(self, parent_id: str | None) -> Permit | None:
-        if parent_id is None:
-            return None
-        parent = self._admission.permit(parent_id)
-        if parent is None:
-            raise InvalidOperation(f"the parent {parent_id!r} has been released")
-        return parent
-
     def _granted(self, ask: int, record: model.Permit, lease: float, known: bool) -> None:
         self._desk.taken(record, self._client, known)
+        if not known:
+            self._desk.charge(self._caller, record)
         if self._desk.is_safe(record, lease):
             self._tell_granted(ask, record)
             return

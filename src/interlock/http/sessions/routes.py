@@ -27,11 +27,13 @@ from interlock.errors import (
     Unavailable,
     ValidationError,
 )
+from interlock.http.access.caller import caller_of
 from interlock.http.problems import answering, json, read_body
 from interlock.http.sessions import words
 from interlock.http.sessions.pages import page
 from interlock.http.waiting import poll, while_there
 from interlock.session.recovery import PENDING
+from interlock.session.values import new_id
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -99,6 +101,11 @@ class _Routes:
         sessions = self._taking()
         asked = await read_body(request, words.NewSession, words.MOST_BYTES)
         asked.check()
+        caller = caller_of(request.scope)
+        caller.check_name("id", asked.id)
+        session_id = asked.id
+        if session_id is None and caller.tenant is not None:
+            session_id = new_id("ses") + caller.suffix
         if asked.agent not in sessions.agents:
             known = ", ".join(sorted(sessions.agents)) or "none"
             raise ValidationError(f"agent is {asked.agent[:80]!r}; configured are: {known}")
@@ -108,7 +115,7 @@ class _Routes:
                 there = await sessions.store.get_session(asked.id)
                 _same(there, asked)
         server = await sessions.start(
-            asked.id,
+            session_id,
             agent=asked.agent,
             metadata=asked.metadata,
             max_concurrent_runs=asked.max_concurrent_runs,
@@ -123,8 +130,19 @@ class _Routes:
         asked = words.page_asked(request, words.SESSION_STATUSES)
         store = self._sessions.store
 
+        caller = caller_of(request.scope)
+
         async def read(after: str | None, limit: int) -> list[Session]:
-            return await store.list_sessions(statuses=asked.statuses, after=after, limit=limit)
+            if after is not None and not caller.owns(after):
+                raise SessionNotFound(f"no session {after!r}")
+            found: list[Session] = []
+            while len(found) < limit:
+                page = await store.list_sessions(statuses=asked.statuses, after=after, limit=limit)
+                found += [session for session in page if caller.owns(session.id)]
+                if len(page) < limit:
+                    break
+                after = page[-1].id
+            return found[:limit]
 
         async def said(found: list[Session]) -> list[dict[str, Any]]:
             return [words.session_said(session) for session in found]
@@ -205,6 +223,10 @@ class _Routes:
         session_id, key = _session_id(request), words.idempotency_key(request)
         asked = await read_body(request, words.NewRun, words.MOST_BYTES)
         asked.check()
+        caller = caller_of(request.scope)
+        caller.check_priority(asked.priority)
+        if self._desk.budgets is not None:
+            self._desk.budgets.ask(caller)
         server, began = await self._server(session_id), sessions.clock.now()
         run_id = await server.submit_run(
             asked.input,
@@ -287,7 +309,11 @@ class _Routes:
         raise InvalidStatus(f"run {run.id!r} is {run.status}, not in flight", status=run.status)
 
     async def _run(self, request: Request) -> Run:
-        return await self._sessions.store.get_run(_run_id(request))
+        run_id = _run_id(request)
+        run = await self._sessions.store.get_run(run_id)
+        if not caller_of(request.scope).owns(run.session_id):
+            raise RunNotFound(f"no run {run_id!r}", run=run_id)
+        return run
 
     async def _run_said(self, run: Run) -> Response:
         return json(words.run_said(run, await self._place(run)))
@@ -315,10 +341,12 @@ class _Routes:
 
 
 def _session_id(request: Request) -> str:
-    """The session's id in the path; `SessionNotFound` where it can be none."""
+    """The session's id in the path; `SessionNotFound` where it can be none of the caller's."""
     session_id: str = request.path_params["id"]
     if not words.is_id(session_id):
         raise SessionNotFound(f"no session {session_id[:80]!r}")
+    if not caller_of(request.scope).owns(session_id):
+        raise SessionNotFound(f"no session {session_id!r}", session=session_id)
     return session_id
 
 
