@@ -15,14 +15,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import uvicorn
+from starlette.applications import Starlette
 from uvicorn.server import ServerState
 
 from interlock.admission.local import LocalAdmission
 from interlock.config import ServerConfig
 from interlock.http.app import create_app
+from interlock.http.endpoints import routes_of
 from interlock.http.gateway.call import GatewayProvider
 from interlock.http.gateway.proxy import Gateway
 from interlock.http.gateway.upstream import HttpUpstream
+from interlock.http.guard import Guard
 from interlock.provider.gate import ProviderGate
 from interlock.secret import Secret
 
@@ -253,6 +256,11 @@ async def gateway(
         yield served
         if not cools:
             await served.idle()
+
+
+def open_to_all(*holders: Any) -> Guard:
+    """The endpoints of *holders* on a server without tokens."""
+    return Guard(Starlette(routes=routes_of(*holders)), hosts=())
 
 
 @asynccontextmanager

@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from starlette.applications import Starlette
 
-from gateways import Answer, Upstream, answer, call, chat, gateway, hosting, until, upstream
-from interlock.http.concurrency import concurrency_routes
-from interlock.http.guard import Guard
+from gateways import Answer, Upstream, answer, call, chat, gateway, hosting, open_to_all, until, upstream
+from interlock.http.concurrency import ConcurrencyRoutes
 from interlock.provider.gate import ProviderGate
 from interlock.stores import MemoryStore
 from interlock.testing import VirtualClock
@@ -55,7 +53,7 @@ async def site() -> AsyncIterator[Site]:
     clock = VirtualClock(1_000.0)
     async with ProviderGate(clock=clock, settings=MemoryStore()) as gate:
         await gate.set_limit("p", 3)
-        guarded = Guard(Starlette(routes=concurrency_routes(gate)), hosts=("127.0.0.1",))
+        guarded = open_to_all(ConcurrencyRoutes(gate))
         async with hosting(guarded) as url:
             yield Site(url, gate)
 
@@ -68,7 +66,7 @@ async def without(request: pytest.FixtureRequest) -> AsyncIterator[Site]:
         gate = ProviderGate(clock=VirtualClock())
         await gate.set_limit("p", 3)
         await gate.aclose()
-    async with hosting(Starlette(routes=concurrency_routes(gate))) as url:
+    async with hosting(open_to_all(ConcurrencyRoutes(gate))) as url:
         yield Site(url, gate)
 
 
@@ -306,7 +304,7 @@ async def test_a_store_that_fails_is_told(site: Site) -> None:
 
     async with (
         ProviderGate(clock=VirtualClock(), settings=Failing()) as gate,
-        hosting(Starlette(routes=concurrency_routes(gate))) as url,
+        hosting(open_to_all(ConcurrencyRoutes(gate))) as url,
     ):
         status, said = await Site(url, gate).says("PUT", "limits/p", {"limit": 3})
     assert status == 507

@@ -9,32 +9,34 @@ from starlette.applications import Starlette
 
 from interlock.admission.wire import PATH as CONNECT
 from interlock.http.access.book import TokenBook
-from interlock.http.access.routes import token_routes
+from interlock.http.access.routes import TokenRoutes
 from interlock.http.access.scopes import CONNECT as CONNECT_KEY
 from interlock.http.access.scopes import GATEWAY, close, may, scoped
-from interlock.http.changes import FleetStreams, fleet_routes
-from interlock.http.concurrency import concurrency_routes
-from interlock.http.control import routes
-from interlock.http.doctor import Doctor, doctor_routes
-from interlock.http.events import EventStreams, event_routes
+from interlock.http.changes import FleetRoutes, FleetStreams
+from interlock.http.concurrency import ConcurrencyRoutes
+from interlock.http.control import ControlRoutes
+from interlock.http.doctor import Doctor, DoctorRoutes
+from interlock.http.endpoints import Path, routes_of
+from interlock.http.events import EventRoutes, EventStreams
 from interlock.http.guard import Guard
-from interlock.http.ledger import ledger_routes
-from interlock.http.metrics import metrics_routes
+from interlock.http.ledger import LedgerRoutes
+from interlock.http.metrics import MetricsRoutes
+from interlock.http.openapi import DescriptionRoutes
 from interlock.http.overview import Overview
 from interlock.http.permits.desk import PermitDesk
 from interlock.http.permits.rights import without_limits
-from interlock.http.permits.routes import permit_routes
+from interlock.http.permits.routes import PermitRoutes
 from interlock.http.permits.stream import PermitStream
 from interlock.http.problems import no_route
-from interlock.http.sessions.routes import session_routes
+from interlock.http.sessions.routes import SessionRoutes
+from interlock.http.table import SCOPES
 from interlock.provider.remote import ServedGate
 from interlock.stores.memory import MemoryStore
 from interlock.telemetry.prometheus import FleetMetrics
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-
-    from starlette.routing import Route
+    from random import Random
 
     from interlock.config import ServerConfig
     from interlock.http.control import Fleet
@@ -55,12 +57,14 @@ def create_app(
     *,
     doctor: Doctor | None = None,
     book: TokenBook | None = None,
+    chance: Random | None = None,
 ) -> App:
     """The server's application; it takes no part in uvicorn's lifespan: the fleet outlives it.
 
     Without a *desk* that was loaded from a store, nothing about permits is remembered over a restart. Without
     a *fleet* there is a gate and nothing else, and without *sessions* their routes answer 503. Without a
-    *book* that was loaded from a store, the server's configured token is the only one at its start.
+    *book* that was loaded from a store, the server's configured token is the only one at its start. *chance*
+    keeps those apart who are told to come again.
     """
     logging.getLogger("uvicorn.error").addFilter(_not_torn)
     desk = desk or PermitDesk(gate.admission, MemoryStore())
@@ -76,26 +80,25 @@ def create_app(
     def ready() -> bool:
         return not gateway.draining
 
-    control = Starlette(
-        routes=[
-            *ledger_routes(gate, fleet),
-            *doctor_routes(doctor or Doctor(gate)),
-            *routes(gate, fleet, ready),
-            *concurrency_routes(gate),
-            *permit_routes(desk),
-            *fleet_routes(watched),
-            *_event_routes(sessions, desk),
-            *session_routes(sessions, desk, ready),
-            *metrics_routes(metrics),
-            *token_routes(book),
-        ],
-        exception_handlers={404: no_route, 405: no_route},
-    )
+    holders = [
+        ControlRoutes(gate, fleet, ready),
+        LedgerRoutes(gate, fleet),
+        PermitRoutes(desk),
+        SessionRoutes(sessions, desk, ready),
+        EventRoutes(_event_streams(sessions, desk)),
+        ConcurrencyRoutes(gate),
+        FleetRoutes(watched),
+        DoctorRoutes(doctor or Doctor(gate)),
+        MetricsRoutes(metrics),
+        TokenRoutes(book),
+    ]
+    routes = routes_of(*holders, DescriptionRoutes([*holders, DescriptionRoutes]))
+    control = Starlette(routes=routes, exception_handlers={404: no_route})
     control.router.redirect_slashes = False  # the redirect would be built from the Host header
-    close(control.routes)
-    through = scoped(gateway, {"ANY": GATEWAY})
-    connected = scoped(PermitStream(desk), {"ANY": CONNECT_KEY})
-    working = scoped(PermitStream(without_limits(desk)), {"ANY": CONNECT_KEY})
+    close(control.routes, but=Path)
+    through = scoped(gateway, SCOPES[GATEWAY])
+    connected = scoped(PermitStream(desk), SCOPES[CONNECT_KEY])
+    working = scoped(PermitStream(without_limits(desk)), SCOPES[CONNECT_KEY])
 
     async def route(scope: dict[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] == "http" and scope["raw_path"].startswith(b"/gateway/"):
@@ -106,15 +109,17 @@ def create_app(
             await control(scope, receive, send)
 
     any_host = server.host in ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
-    return Guard(route, hosts=(server.host, *server.allowed_hosts), book=book, any_host=any_host)
+    return Guard(
+        route, hosts=(server.host, *server.allowed_hosts), book=book, any_host=any_host, chance=chance
+    )
 
 
-def _event_routes(sessions: Sessions | None, desk: PermitDesk) -> list[Route]:
+def _event_streams(sessions: Sessions | None, desk: PermitDesk) -> EventStreams | None:
     if sessions is None:
-        return []
+        return None
     streams = EventStreams(sessions.store, clock=sessions.clock)
     desk.on_drain(streams.close)
-    return event_routes(streams)
+    return streams
 
 
 def _not_torn(record: logging.LogRecord) -> bool:

@@ -36,6 +36,12 @@ _VIEW_SECONDS = 0.25
 """For so long one view is shown to everybody."""
 
 
+class PermitGone(NotFound):
+    """No permit of this id is held any more."""
+
+    default_code = PermitLost.default_code
+
+
 class PermitDesk:
     """The permits of *admission* for other processes; what has to survive this one is in *store*."""
 
@@ -159,10 +165,7 @@ class PermitDesk:
         """
         record = self.admission.kernel.permits.get(permit_id)
         if record is None:
-            raise NotFound(
-                f"no permit {permit_id!r} is held: it was released, or its lease ran out",
-                code=PermitLost.default_code,
-            )
+            raise PermitGone(f"no permit {permit_id!r} is held: it was released, or its lease ran out")
         if not owns(record, fence):
             raise StaleFence(f"the fence {fence} of permit {permit_id!r} is stale", fence=record.fence)
         return record

@@ -3,35 +3,59 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
-from starlette.routing import Route
 
-from interlock.admission.wire import is_generated
-from interlock.errors import Draining, InterlockError, InvalidOperation, StaleFence, ValidationError
+from interlock.core.model import UNLIMITED
+from interlock.errors import (
+    AcquireTimeout,
+    DeadlockDetected,
+    Draining,
+    InterlockError,
+    InvalidOperation,
+    LimitExceeded,
+    QueueFull,
+    StaleFence,
+    StoreError,
+    Unavailable,
+    ValidationError,
+)
+from interlock.http.bodies import read_body
+from interlock.http.endpoints import endpoint
+from interlock.http.ids import NewId, check_new_id, check_not_reserved
+from interlock.http.permits.answers import (
+    ExplanationAnswer,
+    PermitAnswer,
+    ReleasedAnswer,
+    RenewalsAnswer,
+    RenewedAnswer,
+    WaitingPage,
+    WithdrawnAnswer,
+    explanation_said,
+    permit_said,
+    waiting_said,
+)
 from interlock.http.permits.asking import Asking
-from interlock.http.permits.desk import new_id
-from interlock.http.problems import NotFound, answering, json, read_body
+from interlock.http.permits.desk import PermitGone, new_id
+from interlock.http.problems import NotFound, json, problem
+from interlock.http.queries import Query, read_query
+from interlock.http.ratelimit import RATE_LIMIT, RawHeaders, Room, rate_limit_fields
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from starlette.requests import Request
     from starlette.responses import Response
 
     from interlock.admission.permit import Permit
-    from interlock.admission.readings import Holder, Waiting
     from interlock.core import model
-    from interlock.core.model import Outcome
     from interlock.http.permits.desk import PermitDesk
 
 _DAY_MS = 86_400_000
 _WHOLE = 2**53
 _MOST_RENEWED = 5000
-_OUTCOMES: dict[str, Outcome] = {"success": "success", "cancelled": "cancelled", "failed": "failed"}
+MOST_WAITING: Final = 10_000
+"""On one page; so many may wait in all."""
 
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
 Millis = Annotated[int, Meta(ge=0, le=_DAY_MS)]
@@ -47,13 +71,18 @@ class Asked(_Strict):
     """The body of ``POST /permits``; *since* in milliseconds since the epoch, *parent* a permit's id."""
 
     limits: Annotated[tuple[Name, ...], Meta(min_length=1, max_length=64)]
-    key: Name | None = None
-    owner: Name | None = None
+    key: NewId | None = None
+    owner: NewId | None = None
     parent: Name | None = None
     priority: Annotated[int, Meta(ge=-1000, le=1000)] = 0
     since: Annotated[int, Meta(ge=0, le=_WHOLE)] | None = None
     timeout_ms: Millis = 0
     lease_ms: LeaseMillis = 30_000
+
+    def __post_init__(self) -> None:
+        for name, text in (("key", self.key), ("owner", self.owner)):
+            if text is not None:
+                check_new_id(name, text)
 
 
 class Renewal(_Strict):
@@ -80,37 +109,77 @@ class Renewals(_Strict):
     lease_ms: LeaseMillis = 30_000
 
 
-def permit_routes(desk: PermitDesk) -> list[Route]:
-    """The routes of ``/permits`` and ``/waiting``."""
-    routes = _Routes(desk)
-    paths: list[tuple[str, Literal["GET", "POST", "DELETE"], Callable[[Request], Any]]] = [
-        ("/permits", "POST", routes.acquire),
-        ("/permits/renew", "POST", routes.renew_all),
-        ("/permits/{id:path}/renew", "POST", routes.renew),
-        ("/permits/{id:path}", "DELETE", routes.release),
-        ("/waiting", "GET", routes.waiting),
-        ("/waiting/{id:path}", "GET", routes.explain),
-        ("/waiting/{id:path}", "DELETE", routes.withdraw),
-    ]
-    return [Route(path, answering(handler), methods=[method]) for path, method, handler in paths]
+class Given(Query):
+    """What a release may say."""
+
+    fence: Fence | None = None
+    outcome: Literal["success", "cancelled", "failed"] = "success"
 
 
-class _Routes:
+class WaitingAsked(Query):
+    """A part of who waits: *after* is the ``next`` of the page before."""
+
+    limit: Annotated[int, Meta(ge=1, le=MOST_WAITING)] = MOST_WAITING
+    after: Name | None = None
+
+
+class PermitRoutes:
+    """The routes of ``/permits`` and ``/waiting`` over *desk*."""
+
     def __init__(self, desk: PermitDesk) -> None:
         self._desk = desk
         self._admission = desk.admission
 
     # -- permits
 
+    @endpoint(
+        "POST /permits",
+        "submit",
+        "Take a permit over all of these limits, or none",
+        tag="permits",
+        body=Asked,
+        answers={201: PermitAnswer},
+        problems=(
+            AcquireTimeout,
+            DeadlockDetected,
+            Draining,
+            InvalidOperation,
+            LimitExceeded,
+            QueueFull,
+            StoreError,
+            Unavailable,
+        ),
+        answer_headers=RATE_LIMIT,
+        links={
+            "POST /permits/{id:path}/renew": {"id": "id", "fence": "body:fence"},
+            "DELETE /permits/{id:path}": {"id": "id", "fence": "fence"},
+        },
+    )
     async def acquire(self, request: Request) -> Response:
+        """It is held until its lease ends, unless it is renewed or released. With a timeout this waits."""
         asked = await read_body(request, Asked)
         desk, lease = self._desk, asked.lease_ms / 1000
         if desk.draining:
             raise Draining("the server is draining; come back in a moment")
+        if asked.key is not None:
+            check_not_reserved("key", asked.key, "renew")
         key = asked.key or new_id()
         desk.prepare(asked.limits)
         poll = _Poll(desk, request, key)
-        record = await poll.record(
+        try:
+            record = await self._record(poll, asked, key)
+        except (LimitExceeded, QueueFull) as error:
+            return problem(error, request.scope, self._room(asked.limits))
+        if not desk.is_safe(record, lease):
+            await desk.safe(record, lease, poll)
+        if poll.left:
+            desk.give_back(record, poll)
+        response = json(permit_said(record, asked.limits), 201)
+        response.raw_headers += self._room(asked.limits)
+        return response
+
+    async def _record(self, poll: _Poll, asked: Asked, key: str) -> model.Permit:
+        return await poll.record(
             self._admission.acquire(
                 *asked.limits,
                 key=key,
@@ -119,14 +188,19 @@ class _Routes:
                 priority=asked.priority,
                 since=None if asked.since is None else asked.since / 1000,
                 timeout=asked.timeout_ms / 1000,
-                lease=lease,
+                lease=asked.lease_ms / 1000,
             ).__await__(),
         )
-        if not desk.is_safe(record, lease):
-            await desk.safe(record, lease, poll)
-        if poll.left:
-            desk.give_back(record, poll)
-        return json(_permit(record, asked.limits), 201)
+
+    def _room(self, names: tuple[str, ...]) -> RawHeaders:
+        """What is left of these limits, as far as they have an end."""
+        found = (self._admission.kernel.limits.get(name) for name in dict.fromkeys(names))
+        now = self._admission.clock.now()
+        return rate_limit_fields(
+            Room(limit.name, limit.capacity, limit.capacity - limit.used, _closed_for(limit, now))
+            for limit in found
+            if limit is not None and not limit.removed and limit.capacity != UNLIMITED
+        )
 
     def _parent(self, parent_id: str | None) -> Permit | None:
         if parent_id is None:
@@ -136,14 +210,32 @@ class _Routes:
             raise InvalidOperation(f"the parent {parent_id!r} has been released")
         return parent
 
+    @endpoint(
+        "POST /permits/{id:path}/renew",
+        "submit",
+        "Hold a permit for longer",
+        tag="permits",
+        body=Renewal,
+        answers={200: RenewedAnswer},
+        problems=(PermitGone, StaleFence, StoreError),
+    )
     async def renew(self, request: Request) -> Response:
         body = await read_body(request, Renewal)
         end = await self._desk.renew(request.path_params["id"], body.fence, body.lease_ms / 1000)
         return json({"expiresAt": round(end * 1000)})
 
+    @endpoint(
+        "POST /permits/renew",
+        "submit",
+        "Hold many permits for longer",
+        tag="permits",
+        body=Renewals,
+        answers={200: RenewalsAnswer},
+        problems=(StoreError,),
+    )
     async def renew_all(self, request: Request) -> Response:
         """Many at once: what a process does from a thread, so that a busy event loop loses nothing."""
-        body = await read_body(request, Renewals, most=4 << 20)
+        body = await read_body(request, Renewals, most=4 << 20, most_keys=6 * _MOST_RENEWED)
         lost = []
         for held in body.permits:
             try:
@@ -163,42 +255,72 @@ class _Routes:
             )
             await self._desk.renew(held.id, held.fence, lease)
 
+    @endpoint(
+        "DELETE /permits/{id:path}",
+        "submit",
+        "Give a permit back",
+        tag="permits",
+        query=Given,
+        answers={200: ReleasedAnswer},
+    )
     async def release(self, request: Request) -> Response:
-        fence, outcome = request.query_params.get("fence"), request.query_params.get("outcome", "success")
-        if fence is not None and not (fence.isascii() and fence.isdecimal() and len(fence) <= 16):
-            raise ValidationError(f"fence is {fence[:80]!r}; allowed are whole numbers")
-        how = _OUTCOMES.get(outcome)
-        if how is None:
-            raise ValidationError(f"outcome is {outcome[:80]!r}; allowed are {', '.join(_OUTCOMES)}")
+        """It may be repeated, and with the fence it never touches a successor."""
+        given = read_query(request, Given)
         permit = self._admission.permit(request.path_params["id"])
-        released = permit is not None and fence in (None, str(permit.fence)) and permit.release(how)
+        released = (
+            permit is not None and given.fence in (None, permit.fence) and permit.release(given.outcome)
+        )
         return json({"released": released})
 
     # -- waiting
 
+    @endpoint(
+        "GET /waiting", "read", "Who waits", tag="waiting", query=WaitingAsked, answers={200: WaitingPage}
+    )
     async def waiting(self, request: Request) -> Response:
-        return json({"waiting": [_waiting(one) for one in self._admission.waiting()]})
+        """In the order in which they would go."""
+        asked = read_query(request, WaitingAsked)
+        found = self._admission.waiting()
+        start = 0
+        if asked.after is not None:
+            start = next((place for place, one in enumerate(found, 1) if one.id == asked.after), -1)
+            if start < 0:
+                raise ValidationError(f"after is {asked.after[:80]!r}, who waits no longer; begin again")
+        shown = found[start : start + asked.limit]
+        more = start + len(shown) < len(found)
+        return json({"waiting": [waiting_said(one) for one in shown], "next": shown[-1].id if more else None})
 
+    @endpoint(
+        "GET /waiting/{id:path}",
+        "read",
+        "Why somebody waits",
+        tag="waiting",
+        answers={200: ExplanationAnswer},
+        problems=(NotFound,),
+    )
     async def explain(self, request: Request) -> Response:
         found = self._admission.explain(request.path_params["id"])
         if found is None:
             raise _nobody(request.path_params["id"])
-        blocks = [
-            {
-                **_camel(asdict(block)),
-                "holders": [_holder(holder) for holder in block.holders],
-                "until": _ms(block.until),
-                "text": str(block),
-            }
-            for block in found.blocks
-        ]
-        return json({**_waiting(found.waiter), "blocks": blocks, "text": str(found)})
+        return json(explanation_said(found))
 
+    @endpoint(
+        "DELETE /waiting/{id:path}",
+        "submit",
+        "End a wait",
+        tag="waiting",
+        answers={200: WithdrawnAnswer},
+        problems=(NotFound,),
+    )
     async def withdraw(self, request: Request) -> Response:
         waiter_id = request.path_params["id"]
         if not self._admission.withdraw(waiter_id, InvalidOperation("an operator ended this wait")):
             raise _nobody(waiter_id)
         return json({"withdrawn": True})
+
+
+def _closed_for(limit: model.Limit, now: float) -> float | None:
+    return None if limit.paused_until_ms is None else limit.paused_until_ms / 1000 - now
 
 
 class _Poll:
@@ -259,44 +381,3 @@ class _Poll:
 
 def _nobody(waiter_id: str) -> NotFound:
     return NotFound(f"nobody waits under {waiter_id!r}")
-
-
-def _permit(record: model.Permit, limits: tuple[str, ...]) -> dict[str, Any]:
-    body = {
-        "id": record.key,
-        "fence": record.fence,
-        "limits": limits,
-        "key": None if is_generated(record.key) else record.key,
-        "owner": record.owner,
-        "grantedAt": record.granted_ms,
-        "expiresAt": record.expires_ms,
-    }
-    return {name: value for name, value in body.items() if value is not None}
-
-
-def _waiting(waiting: Waiting) -> dict[str, Any]:
-    body = _camel(asdict(waiting))
-    body |= {name: _ms(body[name]) for name in ("since", "arrivedAt", "deadline")}
-    if is_generated(waiting.key):
-        body["key"] = None
-    return {name: value for name, value in body.items() if value is not None}
-
-
-def _holder(holder: Holder) -> dict[str, Any]:
-    body = _camel(asdict(holder))
-    body |= {name: _ms(body[name]) for name in ("grantedAt", "touchedAt")}
-    if is_generated(holder.key):
-        body["key"] = None
-    return {name: value for name, value in body.items() if value is not None}
-
-
-def _camel(body: dict[str, Any]) -> dict[str, Any]:
-    return {
-        word + "".join(part.capitalize() for part in rest): value
-        for name, value in body.items()
-        for word, *rest in (name.split("_"),)
-    }
-
-
-def _ms(seconds: float | None) -> int | None:
-    return None if seconds is None else round(seconds * 1000)
