@@ -272,7 +272,10 @@ async def hosting(app: Any, *, send_buffer: int | None = None) -> AsyncIterator[
     )
     config.load()
     state = ServerState()
-    listening = socket.create_server(("127.0.0.1", 0), backlog=2048)
+    # Named, so that asyncio sets TCP_NODELAY on what is accepted, as it does for `interlock serve`.
+    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listening.bind(("127.0.0.1", 0))
+    listening.listen(2048)
     if send_buffer is not None:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     server = await loop.create_server(

@@ -45,6 +45,8 @@ class Door:
     book: TokenBook
     clock: VirtualClock
     sessions: Sessions
+    app: Any
+    """What listens there."""
 
     async def token(self, *scopes: str, name: str = "", expires_in: float | None = None) -> str:
         """A new token of these scopes, by default called after them."""
@@ -67,7 +69,7 @@ async def door(
     """A server whose tokens are those in *settings* (default: none) and the *configured* one."""
     clock = VirtualClock(1_000_000.0)
     async with AsyncExitStack() as stack:
-        admission = LocalAdmission()
+        admission = LocalAdmission(clock=clock)
         limits = FleetLimits(admission, MemoryStore())
         await limits.load({})
         gate = await stack.enter_async_context(ProviderGate(admission=admission, default_cooldown=0.0))
@@ -86,4 +88,4 @@ async def door(
         app = create_app(gate, gateway, ServerConfig(), desk, fleet, sessions, book=book)
         url = await stack.enter_async_context(hosting(app))
         stack.callback(desk.drain)  # or those who wait would be waited for
-        yield Door(url, book, clock, sessions)
+        yield Door(url, book, clock, sessions, app)

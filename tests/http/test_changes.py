@@ -348,7 +348,7 @@ async def test_only_so_many_streams_are_open() -> None:
         async with reading(served.url), reading(served.url):
             got = await call(served.url, "GET", "/events", (STREAM,))
             assert (got.status, got.json["code"]) == (429, "limit_exceeded")
-            assert got.header(b"retry-after") == b"1"
+            assert got.header(b"retry-after") in (b"1", b"2")
         await served.closed()
         async with reading(served.url) as stream:
             assert (await stream.next())[0] == "snapshot"

@@ -15,6 +15,8 @@ from interlock.errors import ValidationError
 from interlock.http.problems import NotJson, TooLarge
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from starlette.requests import Request
 
 MOST_BYTES: Final = 64 * 1024
@@ -68,16 +70,29 @@ def decoded(body: bytes, kind: type[T], *, most_keys: int = MOST_KEYS) -> T:
     try:
         value = msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
-        raise ValidationError(f"the body is refused: {error}") from None
+        return _with_whole_floats(body, kind, most_keys, f"the body is refused: {error}")
     except (msgspec.DecodeError, UnicodeError) as error:
         raise ValidationError(f"the body is not JSON: {error}") from None
     _check(body, most_keys)
     return value
 
 
-def _check(body: bytes, most_keys: int) -> None:
-    """`ValidationError` for what JSON allows and its readers understand in different ways."""
-    json.loads(body, object_pairs_hook=_Keys(most_keys).add, parse_int=_whole, parse_float=_number)
+def _with_whole_floats(body: bytes, kind: type[T], most_keys: int, otherwise: str) -> T:
+    """*body* as a *kind* where 52.0 is 52, as JSON has it; *otherwise* says what is wrong if it is none."""
+    try:
+        return msgspec.convert(_check(body, most_keys, whole_number), type=kind)
+    except (msgspec.ValidationError, ValidationError):
+        raise ValidationError(otherwise) from None
+
+
+def _check(body: bytes, most_keys: int, number: Callable[[str], int | float] | None = None) -> Any:
+    """*body* as it is, its fractions as *number* makes them.
+
+    `ValidationError` for what JSON allows and its readers understand in different ways.
+    """
+    return json.loads(
+        body, object_pairs_hook=_Keys(most_keys).add, parse_int=_whole, parse_float=number or _number
+    )
 
 
 def _depth(body: bytes) -> int:
@@ -119,6 +134,12 @@ def _number(digits: str) -> float:
     if not math.isfinite(number := float(digits)):
         raise _refused(f"{digits[:40]} is too large for a number")
     return number
+
+
+def whole_number(digits: str) -> int | float:
+    """What a fraction says, as a whole number if it is one: 52.0 is 52."""
+    number = _number(digits)
+    return int(number) if number.is_integer() and abs(number) <= MOST_WHOLE else number
 
 
 def _refused(why: str) -> ValidationError:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, TypedDic
 import msgspec
 from msgspec import Meta
 
-from interlock.config import MAX_CAPACITY
 from interlock.errors import InterlockError, Unavailable
 from interlock.http.bodies import MOST_BYTES
 from interlock.http.conditional import Condition, Unchanged, check, tag_of, tagged
@@ -23,6 +22,7 @@ from interlock.http.ledger import operator
 from interlock.http.problems import json
 from interlock.http.queries import AnyQuery
 from interlock.http.retrying import RETRY_AFTER, retry_fields, spread
+from interlock.provider.policy import check_cooldowns, check_provider
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -121,7 +121,7 @@ class Failure(TypedDict):
 class LimitAsked(msgspec.Struct):
     """The body of ``PUT /concurrency/limits/{providerId}``."""
 
-    limit: Annotated[int, Meta(ge=1, le=MAX_CAPACITY)]
+    limit: Annotated[int, Meta(ge=1, le=MOST)]
 
 
 class CooldownAsked(msgspec.Struct, rename="camel"):
@@ -198,6 +198,7 @@ class ConcurrencyRoutes:
         gate, provider_id = self._service(), request.path_params["id"]
         limit = _member(await _body(request), "limit", 1, NOT_A_LIMIT)
         await gate.load()
+        check_provider(provider_id)
         check(request, _limit(provider_id, gate.get_limit(provider_id)))
         await gate.set_limit(provider_id, limit, cause=operator(request))
         said = _limit(provider_id, limit)
@@ -245,6 +246,8 @@ class ConcurrencyRoutes:
         gate, provider_id = self._service(), request.path_params["id"]
         cooldown_ms = _member(await _body(request), "cooldownMs", 0, NOT_A_COOLDOWN)
         await gate.load()
+        check_provider(provider_id)
+        check_cooldowns(cooldown_ms / 1000, None, None)
         check(request, _cooldown(provider_id, gate.get_cooldown(provider_id)))
         await gate.set_cooldown(provider_id, cooldown_ms / 1000)
         said = _cooldown(provider_id, cooldown_ms / 1000)
@@ -295,14 +298,14 @@ async def _body(request: Request) -> Any:
             raise _TooLarge(f"Body must have at most {MOST_BYTES} bytes")
     try:
         return stdlib_json.loads(
-            body.decode("utf-8-sig"), parse_int=_whole, parse_float=float, parse_constant=_no_constant
+            body.decode("utf-8-sig"), parse_int=_whole, parse_float=_fraction, parse_constant=_no_constant
         )
     except (ValueError, RecursionError):
         raise _Refused(NOT_JSON) from None
 
 
 def _member(body: Any, name: str, least: int, otherwise: str) -> int:
-    """The whole number that *body* has as *name*; neither true nor 3.0 is one."""
+    """The whole number that *body* has as *name*; 3.0 is one, as it is for the original, true is none."""
     value = body.get(name) if isinstance(body, dict) else None
     if type(value) is not int or not least <= value <= MOST:
         raise _Refused(otherwise)
@@ -312,6 +315,11 @@ def _member(body: Any, name: str, least: int, otherwise: str) -> int:
 def _whole(digits: str) -> int | float:
     # A number of thousands of digits is JSON, but costs time that grows with their square.
     return int(digits) if len(digits) <= 20 else math.inf
+
+
+def _fraction(digits: str) -> int | float:
+    number = float(digits)
+    return int(number) if number.is_integer() else number
 
 
 def _no_constant(name: str) -> Any:

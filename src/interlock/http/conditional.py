@@ -77,4 +77,6 @@ def _tags(request: Request, name: str) -> set[str] | None:
         if not _TAG.fullmatch(part):
             raise ValidationError(f"{name} has {part[:80]!r}; allowed are '*', or tags as ETag has them")
         found.add(part)
+    if not found:
+        raise ValidationError(f"{name} is empty; allowed are '*', or tags as ETag has them")
     return found

@@ -231,11 +231,10 @@ class ControlRoutes:
         name = request.path_params["name"]
         body = await read_body(request, LimitBody)
         await self._gate.load()  # or somebody could come between the condition and the change
-        settings = self._settings(name)
-        check(request, settings)
-        if settings is None:
+        if (settings := self._settings(name)) is None:
             check_new_id("name", name)
             check_not_reserved("name", name, "history")
+        check(request, settings)
         cause = operator(request)
         cooldown = None if isinstance(body.cooldown_ms, UnsetType) else body.cooldown_ms / 1000
         if name.startswith(PROVIDER):

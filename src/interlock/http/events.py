@@ -68,7 +68,7 @@ class SessionEventsPath(msgspec.Struct):
 class EventsHeader(msgspec.Struct, rename={"last_event_id": "Last-Event-ID"}):
     """Of a stream that goes on where another one broke off."""
 
-    last_event_id: Annotated[str, Meta(pattern="^[0-9]{1,15}$")] | UnsetType = UNSET
+    last_event_id: Annotated[str, Meta(pattern="^[0-9]{0,15}$")] | UnsetType = UNSET
 
 
 class EventRoutes:

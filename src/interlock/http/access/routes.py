@@ -76,7 +76,7 @@ class TokensAsked(Query):
     """A part of all tokens: *after* is the ``next`` of the page before."""
 
     limit: Annotated[int, Meta(ge=1, le=MOST_LISTED)] = MOST_LISTED
-    after: TokenName | None = None
+    after: Annotated[str, Meta(min_length=1, max_length=64)] | None = None
 
 
 class TokenRoutes:

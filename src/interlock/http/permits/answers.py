@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, cast
+from itertools import islice, takewhile
+from typing import TYPE_CHECKING, Any, Final, NotRequired, TypedDict, cast
 
 from interlock.admission.wire import is_generated
 from interlock.core.explain import Why  # noqa: TC001 - the API's description reads it
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from interlock.admission.readings import Explanation, Holder, Waiting
     from interlock.core import model
+
+
+PLACE: Final = "^-?[0-9]{1,4}:[0-9]{1,16}:[0-9]{1,16}:"
+"""How a place in line begins; the id of who stood there follows."""
 
 
 class PermitAnswer(TypedDict):
@@ -125,6 +133,24 @@ def waiting_said(waiting: Waiting) -> WaitingAnswer:
     if is_generated(waiting.key):
         body["key"] = None
     return cast("WaitingAnswer", _there(body))
+
+
+def place_of(waiting: Waiting) -> str:
+    """Where *waiting* stands in line, in words that are understood also when they have gone."""
+    return ":".join(map(str, (*_rank(waiting), waiting.id)))
+
+
+def place_behind(line: Sequence[Waiting], place: str) -> int:
+    """The index of the first in *line* who stands behind *place*."""
+    *digits, waiter_id = place.split(":", 3)
+    rank = tuple(map(int, digits))
+    start = bisect_left(line, rank, key=_rank)
+    equal = takewhile(lambda one: _rank(one) == rank, islice(line, start, None))
+    return next((index + 1 for index, one in enumerate(equal, start) if one.id == waiter_id), start)
+
+
+def _rank(waiting: Waiting) -> tuple[int, ...]:
+    return waiting.priority, round(waiting.since * 1000), round(waiting.arrived_at * 1000)
 
 
 def explanation_said(found: Explanation) -> ExplanationAnswer:

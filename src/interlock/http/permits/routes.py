@@ -26,6 +26,7 @@ from interlock.http.bodies import read_body
 from interlock.http.endpoints import endpoint
 from interlock.http.ids import NewId, check_new_id, check_not_reserved
 from interlock.http.permits.answers import (
+    PLACE,
     ExplanationAnswer,
     PermitAnswer,
     ReleasedAnswer,
@@ -35,6 +36,8 @@ from interlock.http.permits.answers import (
     WithdrawnAnswer,
     explanation_said,
     permit_said,
+    place_behind,
+    place_of,
     waiting_said,
 )
 from interlock.http.permits.asking import Asking
@@ -53,6 +56,8 @@ if TYPE_CHECKING:
 
 _DAY_MS = 86_400_000
 _WHOLE = 2**53
+_LATEST_MS = 10**14
+"""In the year 5138: a clock can reach it."""
 _MOST_RENEWED = 5000
 MOST_WAITING: Final = 10_000
 """On one page; so many may wait in all."""
@@ -75,7 +80,7 @@ class Asked(_Strict):
     owner: NewId | None = None
     parent: Name | None = None
     priority: Annotated[int, Meta(ge=-1000, le=1000)] = 0
-    since: Annotated[int, Meta(ge=0, le=_WHOLE)] | None = None
+    since: Annotated[int, Meta(ge=0, le=_LATEST_MS)] | None = None
     timeout_ms: Millis = 0
     lease_ms: LeaseMillis = 30_000
 
@@ -120,7 +125,7 @@ class WaitingAsked(Query):
     """A part of who waits: *after* is the ``next`` of the page before."""
 
     limit: Annotated[int, Meta(ge=1, le=MOST_WAITING)] = MOST_WAITING
-    after: Name | None = None
+    after: Annotated[str, Meta(max_length=400, pattern=PLACE)] | None = None
 
 
 class PermitRoutes:
@@ -281,14 +286,11 @@ class PermitRoutes:
         """In the order in which they would go."""
         asked = read_query(request, WaitingAsked)
         found = self._admission.waiting()
-        start = 0
-        if asked.after is not None:
-            start = next((place for place, one in enumerate(found, 1) if one.id == asked.after), -1)
-            if start < 0:
-                raise ValidationError(f"after is {asked.after[:80]!r}, who waits no longer; begin again")
+        start = 0 if asked.after is None else place_behind(found, asked.after)
         shown = found[start : start + asked.limit]
         more = start + len(shown) < len(found)
-        return json({"waiting": [waiting_said(one) for one in shown], "next": shown[-1].id if more else None})
+        place = place_of(shown[-1]) if more else None
+        return json({"waiting": [waiting_said(one) for one in shown], "next": place})
 
     @endpoint(
         "GET /waiting/{id:path}",
