@@ -31,6 +31,10 @@ request-timeout = 20
 headers = { Accept = "application/json" }
 [auth.openapi.token]
 bearer = "%(token)s"
+[phases.stateful]
+max-steps = 8
+[phases.stateful.generation]
+max-examples = 12
 [checks]
 # A wait that is over ends with 504, by contract; what is not there (pools) with 503.
 not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", "503", "504"]
@@ -130,7 +134,7 @@ async def fuzzed(tmp_path: Path, *options: str, patience: float) -> int:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
-    print(f"seed {SEED}, {counted.requests} requests")
+    print(said.decode(), f"seed {SEED}, {counted.requests} requests")
     assert process.returncode == 0, said.decode()[-20_000:]
     return counted.requests
 

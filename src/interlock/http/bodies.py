@@ -7,9 +7,10 @@ import json
 import math
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 from interlock.errors import ValidationError
 from interlock.http.problems import NotJson, TooLarge
@@ -31,6 +32,20 @@ _OFF_THE_LOOP: Final = 256 * 1024
 _STRING: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 """A string, be it one that does not end: nothing of it is looked at twice."""
 _BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
+
+JSON: Final = "#/components/schemas/Json"
+JSON_SCHEMA: Final[dict[str, Any]] = {
+    "description": f"Anything, at most {MOST_DEEP} levels deep; whole numbers up to 2^53.",
+    "anyOf": [
+        {"type": ["null", "boolean", "string"]},
+        {"type": "number", "minimum": -MOST_WHOLE, "maximum": MOST_WHOLE},
+        {"type": "array", "items": {"$ref": JSON}},
+        {"type": "object", "additionalProperties": {"$ref": JSON}},
+    ],
+}
+"""What an `Object` may hold, for the API's description."""
+
+Object = Annotated[dict[str, Any], Meta(extra_json_schema={"additionalProperties": {"$ref": JSON}})]
 
 T = TypeVar("T")
 
@@ -79,9 +94,10 @@ def decoded(body: bytes, kind: type[T], *, most_keys: int = MOST_KEYS) -> T:
 
 def _with_whole_floats(body: bytes, kind: type[T], most_keys: int, otherwise: str) -> T:
     """*body* as a *kind* where 52.0 is 52, as JSON has it; *otherwise* says what is wrong if it is none."""
+    value = _check(body, most_keys, whole_number)
     try:
-        return msgspec.convert(_check(body, most_keys, whole_number), type=kind)
-    except (msgspec.ValidationError, ValidationError):
+        return msgspec.convert(value, type=kind)
+    except msgspec.ValidationError:
         raise ValidationError(otherwise) from None
 
 

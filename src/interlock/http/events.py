@@ -18,6 +18,7 @@ from interlock.errors import (
     Unavailable,
 )
 from interlock.http.endpoints import endpoint
+from interlock.http.ids import SEGMENT
 from interlock.http.problems import json
 from interlock.http.queries import Query, read_query, whole
 from interlock.http.sessions.answers import EventAnswer, EventsPage
@@ -54,7 +55,7 @@ class EventsAsked(Query, rename={"after": "from"}):
     """Which events, and from which sequence on."""
 
     after: Annotated[int, Meta(ge=0, le=2**53)] = 0
-    run: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
+    run: Annotated[str, Meta(max_length=200, pattern=f"^{SEGMENT}$")] | None = None
     type: tuple[Annotated[str, Meta(extra_json_schema={"enum": sorted(EVENT_TYPES)})], ...] = ()
     limit: Annotated[int, Meta(ge=1, le=_MOST_EVENTS)] = PAGE
 

@@ -11,7 +11,8 @@ from interlock.errors import ValidationError
 
 LONGEST_ID: Final = 128
 _ID: Final = re.compile(r"(?:\.?[A-Za-z0-9_:@/-])+\.?")
-_SEGMENT: Final = re.compile(r"(?:\.?[A-Za-z0-9_:@-])+\.?")
+SEGMENT: Final = r"(?:\.?[A-Za-z0-9_:@-])+\.?"
+_SEGMENT: Final = re.compile(SEGMENT)
 
 # As what each of these looks like in the API's description; `$` of a JSON Schema is the very end of a text.
 _ANY: Final[dict[str, Any]] = {"pattern": f"^{_ID.pattern}$"}

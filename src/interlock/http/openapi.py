@@ -14,6 +14,7 @@ from starlette.responses import Response
 from interlock import __version__
 from interlock.errors import InterlockError, ValidationError
 from interlock.http.access.scopes import NAMES, OPEN
+from interlock.http.bodies import JSON_SCHEMA
 from interlock.http.endpoints import declared, endpoint
 from interlock.http.problems import PROBLEM_JSON, NotJson, Problem, TooLarge, encoded
 
@@ -85,7 +86,7 @@ def document(endpoints: Iterable[Endpoint]) -> Schema:
         "tags": [{"name": name, "description": _TAGS.get(name, name)} for name in sorted(used)],
         "paths": dict(paths),
         "components": {
-            "schemas": components,
+            "schemas": {**components, "Json": JSON_SCHEMA},
             "securitySchemes": {
                 "token": {
                     "type": "http",

@@ -87,7 +87,7 @@ def _value(name: str, text: str, kind: types.Type) -> Any:
     if len(text) < least or (most is not None and len(text) > most):
         allowed = f"{least} characters or more" if most is None else f"{least} to {most} characters"
         raise ValidationError(f"{name} is {text[:80]!r}; allowed are {allowed}")
-    if kind.pattern is not None and not re.search(kind.pattern, text):
+    if kind.pattern is not None and not re.search(re.sub(r"\$$", r"\\Z", kind.pattern), text):
         raise ValidationError(f"{name} is {text[:80]!r}; allowed is what matches {kind.pattern}")
     return text
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -12,6 +12,7 @@ from interlock.config import MAX_CAPACITY
 from interlock.core.runs import RunStatus, SessionStatus  # noqa: TC001 - msgspec reads them
 from interlock.core.sessions import Collision, Retry  # noqa: TC001 - msgspec reads them
 from interlock.errors import ValidationError
+from interlock.http.bodies import Object  # noqa: TC001 - msgspec reads it
 from interlock.http.ids import NewSegment, check_new_segment
 from interlock.http.queries import Paged, Query
 
@@ -44,7 +45,7 @@ class NewSession(_Strict):
     max_concurrent_runs: Annotated[int, Meta(ge=1, le=MAX_CAPACITY)] = 1
     max_queued_runs: Annotated[int, Meta(ge=0, le=MAX_CAPACITY)] = 100
     collision: Collision = "enqueue"
-    metadata: dict[str, Any] = msgspec.field(default_factory=dict)
+    metadata: Object = msgspec.field(default_factory=dict)
     tags: Annotated[tuple[Tag, ...], Meta(max_length=64)] = ()
 
     def __post_init__(self) -> None:
@@ -55,11 +56,11 @@ class NewSession(_Strict):
 class NewRun(_Strict):
     """The body of ``POST /sessions/{id}/runs``; *timeout_ms* counts from the start of the run."""
 
-    input: dict[str, Any]
+    input: Object
     timeout_ms: Annotated[int, Meta(ge=1, le=_DAY_MS)] | None = None
     priority: Annotated[int, Meta(ge=-1000, le=1000)] = 0
     retry: Retry | None = None
-    metadata: dict[str, Any] = msgspec.field(default_factory=dict)
+    metadata: Object = msgspec.field(default_factory=dict)
 
 
 class Drain(_Strict):
