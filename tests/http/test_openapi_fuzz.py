@@ -34,7 +34,7 @@ bearer = "%(token)s"
 [phases.stateful]
 max-steps = 8
 [phases.stateful.generation]
-max-examples = 12
+max-examples = %(scenarios)d
 [checks]
 # A wait that is over ends with 504, by contract; what is not there (pools) with 503.
 not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", "503", "504"]
@@ -112,15 +112,15 @@ def described(document: Any) -> Any:
     return document
 
 
-async def fuzzed(tmp_path: Path, *options: str, patience: float) -> int:
+async def fuzzed(tmp_path: Path, examples: int, scenarios: int, patience: float) -> int:
     """How many requests it took to find nothing."""
     config = tmp_path / "schemathesis.toml"
-    config.write_text(CONFIG % {"token": TOKEN})
+    config.write_text(CONFIG % {"token": TOKEN, "scenarios": scenarios})
     async with door(TOKEN) as server, watched(server) as counted, hosting(counted) as url:
         document = tmp_path / "openapi.json"
         document.write_text(json.dumps(described((await server.ask("GET", "/openapi.json", TOKEN)).json)))
         command = ["--config-file", str(config), "run", str(document), "--url", url]
-        command += ["--seed", str(SEED), "--generation-database", "none", *options]
+        command += ["--seed", str(SEED), "--generation-database", "none", "--max-examples", str(examples)]
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "schemathesis.cli", *command),
             stdout=asyncio.subprocess.PIPE,
@@ -141,10 +141,10 @@ async def fuzzed(tmp_path: Path, *options: str, patience: float) -> int:
 
 async def test_nothing_is_found(tmp_path: Path) -> None:
     """All phases and checks, a few examples each."""
-    assert await fuzzed(tmp_path, "--max-examples", "2", patience=100) > 500
+    assert await fuzzed(tmp_path, examples=2, scenarios=12, patience=100) > 1500
 
 
 @pytest.mark.deep
 @pytest.mark.timeout(1200)
 async def test_nothing_is_found_in_a_long_search(tmp_path: Path) -> None:
-    assert await fuzzed(tmp_path, "--max-examples", "60", patience=1100) > 5000
+    assert await fuzzed(tmp_path, examples=120, scenarios=150, patience=1100) > 5000

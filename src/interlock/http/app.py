@@ -28,7 +28,9 @@ from interlock.http.permits.rights import without_limits
 from interlock.http.permits.routes import PermitRoutes
 from interlock.http.permits.stream import PermitStream
 from interlock.http.problems import no_route
+from interlock.http.sessions.reception import Reception
 from interlock.http.sessions.routes import SessionRoutes
+from interlock.http.sessions.runs import RunRoutes
 from interlock.http.table import SCOPES
 from interlock.provider.remote import ServedGate
 from interlock.stores.memory import MemoryStore
@@ -80,11 +82,13 @@ def create_app(
     def ready() -> bool:
         return not gateway.draining
 
+    reception = Reception(sessions, desk, ready)
     holders = [
         ControlRoutes(gate, fleet, ready),
         LedgerRoutes(gate, fleet),
         PermitRoutes(desk),
-        SessionRoutes(sessions, desk, ready),
+        SessionRoutes(reception),
+        RunRoutes(reception),
         EventRoutes(_event_streams(sessions, desk)),
         ConcurrencyRoutes(gate),
         FleetRoutes(watched),

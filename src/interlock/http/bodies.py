@@ -7,7 +7,7 @@ import json
 import math
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -94,20 +94,24 @@ def decoded(body: bytes, kind: type[T], *, most_keys: int = MOST_KEYS) -> T:
 
 def _with_whole_floats(body: bytes, kind: type[T], most_keys: int, otherwise: str) -> T:
     """*body* as a *kind* where 52.0 is 52, as JSON has it; *otherwise* says what is wrong if it is none."""
-    value = _check(body, most_keys, whole_number)
     try:
-        return msgspec.convert(value, type=kind)
-    except msgspec.ValidationError:
+        return msgspec.json.decode(msgspec.json.encode(_check(body, most_keys, whole_number)), type=kind)
+    except (ValueError, RecursionError):  # it may be no JSON behind the place where it was refused
         raise ValidationError(otherwise) from None
 
 
 def _check(body: bytes, most_keys: int, number: Callable[[str], int | float] | None = None) -> Any:
     """*body* as it is, its fractions as *number* makes them.
 
-    `ValidationError` for what JSON allows and its readers understand in different ways.
+    `ValidationError` for what JSON allows and its readers understand in different ways; `ValueError` for
+    what is no JSON.
     """
     return json.loads(
-        body, object_pairs_hook=_Keys(most_keys).add, parse_int=_whole, parse_float=number or _number
+        body.decode(),
+        object_pairs_hook=_Keys(most_keys).add,
+        parse_int=_whole,
+        parse_float=number or _number,
+        parse_constant=_no_number,
     )
 
 
@@ -150,6 +154,10 @@ def _number(digits: str) -> float:
     if not math.isfinite(number := float(digits)):
         raise _refused(f"{digits[:40]} is too large for a number")
     return number
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
 
 
 def whole_number(digits: str) -> int | float:

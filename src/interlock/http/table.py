@@ -17,6 +17,7 @@ from interlock.http.metrics import MetricsRoutes
 from interlock.http.openapi import DescriptionRoutes
 from interlock.http.permits.routes import PermitRoutes
 from interlock.http.sessions.routes import SessionRoutes
+from interlock.http.sessions.runs import RunRoutes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,6 +29,7 @@ HOLDERS: Final = (
     LedgerRoutes,
     PermitRoutes,
     SessionRoutes,
+    RunRoutes,
     EventRoutes,
     ConcurrencyRoutes,
     FleetRoutes,

@@ -14,20 +14,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from interlock.core.runs import ENDED, SESSION_ENDED
 from interlock.errors import (
     AcquireTimeout,
-    CapabilityNotSupported,
     Draining,
     InterlockError,
     InvalidOperation,
     InvalidStatus,
     KeyReused,
     QueueFull,
-    RunCancelled,
-    RunFailed,
-    RunInterrupted,
-    RunNotFound,
     SessionNotFound,
     StoreError,
     Unavailable,
@@ -40,9 +34,7 @@ from interlock.http.queries import read_query
 from interlock.http.ratelimit import RATE_LIMIT, RawHeaders, Room, rate_limit_fields
 from interlock.http.sessions import words
 from interlock.http.sessions.answers import (
-    ChangedAnswer,
     DrainedAnswer,
-    Line,
     RunAnswer,
     RunsPage,
     SessionAnswer,
@@ -52,19 +44,15 @@ from interlock.http.sessions.answers import (
     session_said,
 )
 from interlock.http.sessions.pages import page
+from interlock.http.sessions.reception import Reception, session_id_of
 from interlock.http.waiting import poll, while_there
-from interlock.session.recovery import PENDING
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
     from starlette.requests import Request
     from starlette.responses import Response
 
     from interlock.core.sessions import Run, Session
-    from interlock.http.permits.desk import PermitDesk
     from interlock.session.server import SessionServer
-    from interlock.session.sessions import Sessions
 
 log = logging.getLogger(__name__)
 
@@ -75,14 +63,7 @@ class SessionPath(msgspec.Struct):
     id: words.Segment
 
 
-class RunPath(msgspec.Struct):
-    """A run."""
-
-    id: words.Segment
-
-
 _of_session = partial(endpoint, tag="sessions", within=SessionPath)
-_of_run = partial(endpoint, tag="runs", within=RunPath)
 _OF_SESSION = {
     "GET /sessions/{id}": {"id": "id"},
     "POST /sessions/{id}/runs": {"id": "id"},
@@ -96,43 +77,14 @@ _OF_RUN = {
     "POST /runs/{id}/cancel": {"id": "runId"},
     "GET /sessions/{id}/events": {"id": "sessionId"},
 }
-_CHANGES = (
-    CapabilityNotSupported,
-    Draining,
-    InvalidOperation,
-    InvalidStatus,
-    RunNotFound,
-    StoreError,
-    Unavailable,
-)
 
 
 class SessionRoutes:
-    """The routes over *sessions*, without which they answer 503.
+    """The routes of sessions, and of the runs that are submitted to one."""
 
-    Who waits is sent away when *desk* drains; *ready* says whether new work is taken.
-    """
-
-    def __init__(self, sessions: Sessions | None, desk: PermitDesk, ready: Callable[[], bool]) -> None:
-        self._kept = sessions
-        self._desk = desk
-        self._ready = ready
+    def __init__(self, reception: Reception) -> None:
+        self._reception = reception
         self._closing: set[asyncio.Task[Session]] = set()
-
-    @property
-    def _sessions(self) -> Sessions:
-        if self._kept is None:
-            raise Unavailable("this server keeps no sessions")
-        return self._kept
-
-    def _taking(self) -> Sessions:
-        """The sessions, as long as they get new work."""
-        sessions = self._sessions
-        if not self._ready() or self._desk.draining:
-            raise Draining("the server is draining; come back in a moment")
-        return sessions
-
-    # -- sessions
 
     @endpoint(
         "POST /sessions",
@@ -146,7 +98,7 @@ class SessionRoutes:
     )
     async def create_session(self, request: Request) -> Response:
         """Made once: the same body again finds the session that is there."""
-        sessions = self._taking()
+        sessions = self._reception.taking()
         asked = await read_body(request, words.NewSession, words.MOST_BYTES)
         if asked.agent not in sessions.agents:
             known = ", ".join(sorted(sessions.agents)) or "none"
@@ -179,7 +131,7 @@ class SessionRoutes:
     )
     async def sessions(self, request: Request) -> Response:
         asked = read_query(request, words.SessionsAsked)
-        store = self._sessions.store
+        store = self._reception.sessions.store
 
         async def read(after: str | None, limit: int) -> list[Session]:
             return await store.list_sessions(
@@ -220,10 +172,10 @@ class SessionRoutes:
     )
     async def drain_session(self, request: Request) -> Response:
         """Wait until nothing is left to do; a client that leaves lets new runs in again."""
-        session_id = _session_id(request)
+        session_id = session_id_of(request)
         asked = await read_body(request, words.Drain, otherwise=words.Drain())
-        server = await self._server(session_id)
-        await poll(request, self._desk, server.drain(timeout=asked.timeout_ms / 1000))
+        server = await self._reception.server(session_id)
+        await poll(request, self._reception.desk, server.drain(timeout=asked.timeout_ms / 1000))
         return json({"drained": True})
 
     @_of_session(
@@ -240,11 +192,13 @@ class SessionRoutes:
         session = await self._session(request)
         asked = await read_body(request, words.Close, otherwise=words.Close())
         if session.status != "completed":
-            work = self._sessions.close(session.id, complete=asked.complete, timeout=asked.timeout_ms / 1000)
+            work = self._reception.sessions.close(
+                session.id, complete=asked.complete, timeout=asked.timeout_ms / 1000
+            )
             task = asyncio.get_running_loop().create_task(work)
             self._closing.add(task)
             task.add_done_callback(self._closed)
-            session = await while_there(request, self._desk, task)
+            session = await while_there(request, self._reception.desk, task)
         return json(self._session_said(session))
 
     def _closed(self, task: asyncio.Task[Session]) -> None:
@@ -253,30 +207,10 @@ class SessionRoutes:
             log.info("a session was not closed: %s", task.exception())
 
     async def _session(self, request: Request) -> Session:
-        return await self._sessions.store.get_session(_session_id(request))
-
-    def _served(self, session_id: str) -> SessionServer | None:
-        server = self._sessions.running.get(session_id)
-        return None if server is None or server.closed else server
-
-    async def _server(self, session_id: str) -> SessionServer:
-        """The session's server, started if need be.
-
-        Raises `SessionNotFound`, `InvalidStatus` for a session that has ended, and `InvalidOperation` for one
-        whose agent is not configured any more.
-        """
-        sessions = self._sessions
-        if (server := self._served(session_id)) is not None:
-            return server
-        session = await sessions.store.get_session(session_id)
-        if session.status not in SESSION_ENDED and session.agent_id not in sessions.agents:
-            raise InvalidOperation(
-                f"session {session_id!r} can only be read: its agent {session.agent_id!r} is not configured"
-            )
-        return await sessions.get(session_id)
+        return await self._reception.sessions.store.get_session(session_id_of(request))
 
     def _session_said(self, session: Session) -> SessionAnswer:
-        server = self._served(session.id)
+        server = self._reception.served(session.id)
         if server is None:
             return session_said(session)
         status, said = server.status(), session_said(session)
@@ -310,10 +244,10 @@ class SessionRoutes:
     )
     async def submit_run(self, request: Request) -> Response:
         """Durable once it is answered; the same key again is the same run."""
-        sessions = self._taking()
-        session_id, key = _session_id(request), words.idempotency_key(request)
+        sessions = self._reception.taking()
+        session_id, key = session_id_of(request), words.idempotency_key(request)
         asked = await read_body(request, words.NewRun, words.MOST_BYTES)
-        server, began = await self._server(session_id), sessions.clock.now()
+        server, began = await self._reception.server(session_id), sessions.clock.now()
         try:
             run_id = await server.submit_run(
                 asked.input,
@@ -326,7 +260,7 @@ class SessionRoutes:
         except QueueFull as error:
             return problem(error, request.scope, _queue(server))
         run = await sessions.store.get_run(run_id)
-        line = await self._place(run)
+        line = await self._reception.place(run)
         body: SubmittedAnswer = {
             "runId": run.id,
             "sessionId": run.session_id,
@@ -350,7 +284,7 @@ class SessionRoutes:
     async def runs(self, request: Request) -> Response:
         asked = read_query(request, words.RunsAsked)
         session = await self._session(request)
-        store = self._sessions.store
+        store = self._reception.sessions.store
 
         async def read(after: str | None, limit: int) -> list[Run]:
             return await store.list_runs(
@@ -359,133 +293,10 @@ class SessionRoutes:
 
         async def said(found: list[Run]) -> list[RunAnswer]:
             waits = any(run.status == "pending" for run in found)
-            line = await self._line(session.id) if waits else None
+            line = await self._reception.line(session.id) if waits else None
             return [run_said(run, line) for run in found]
 
         return json(await page("runs", read, said, after=asked.after, limit=asked.limit))
-
-    @_of_run(
-        "GET /runs/{id}",
-        "read",
-        "A run",
-        answers={200: RunAnswer},
-        problems=(RunNotFound, StoreError, Unavailable),
-    )
-    async def run(self, request: Request) -> Response:
-        return await self._run_said(await self._run(request))
-
-    @_of_run(
-        "GET /runs/{id}/wait",
-        "read",
-        "Wait for the end of a run",
-        query=words.WaitAsked,
-        answers={200: RunAnswer},
-        problems=(
-            AcquireTimeout,
-            Draining,
-            InvalidOperation,
-            InvalidStatus,
-            RunNotFound,
-            StoreError,
-            Unavailable,
-        ),
-    )
-    async def wait_for_run(self, request: Request) -> Response:
-        """The run once it has ended, however it ended."""
-        timeout = read_query(request, words.WaitAsked).timeout_ms / 1000
-        run = await self._run(request)
-        if run.status not in ENDED:
-            server = await self._server(run.session_id)
-            with suppress(RunFailed, RunCancelled, RunInterrupted):
-                await poll(request, self._desk, server.await_run(run.id, timeout=timeout))
-            run = await self._run(request)
-        return await self._run_said(run)
-
-    @_of_run(
-        "POST /runs/{id}/cancel",
-        "submit",
-        "Cancel a run",
-        answers={202: ChangedAnswer},
-        problems=_CHANGES,
-    )
-    async def cancel_run(self, request: Request) -> Response:
-        """One that has ended stays as it is: the client gets what it wanted, or is told that it came late."""
-        run = await self._run(request)
-        if run.status not in ENDED:
-            await (await self._server(run.session_id)).cancel_run(run.id)
-            run = await self._run(request)
-        return json({"runId": run.id, "status": run.status}, 202)
-
-    @_of_run(
-        "POST /runs/{id}/interrupt",
-        "submit",
-        "Interrupt a run",
-        answers={202: ChangedAnswer},
-        problems=_CHANGES,
-    )
-    async def interrupt_run(self, request: Request) -> Response:
-        return await self._change(request, lambda server: server.interrupt_run)
-
-    @_of_run(
-        "POST /runs/{id}/pause",
-        "submit",
-        "Pause a run",
-        answers={202: ChangedAnswer},
-        problems=_CHANGES,
-    )
-    async def pause_run(self, request: Request) -> Response:
-        return await self._change(request, lambda server: server.pause_run)
-
-    @_of_run(
-        "POST /runs/{id}/resume",
-        "submit",
-        "Let a paused run go on",
-        answers={202: ChangedAnswer},
-        problems=_CHANGES,
-    )
-    async def resume_run(self, request: Request) -> Response:
-        return await self._change(request, lambda server: server.resume_run)
-
-    async def _change(
-        self, request: Request, verb: Callable[[SessionServer], Callable[[str], Awaitable[None]]]
-    ) -> Response:
-        """Do *verb* to a run in flight; 409 for any other."""
-        run = await self._run(request)
-        if run.status not in ENDED:
-            server = await self._server(run.session_id)
-            with suppress(RunNotFound):  # it is there, but not in flight
-                await verb(server)(run.id)
-                run = await self._run(request)
-                return json({"runId": run.id, "status": run.status}, 202)
-            run = await self._run(request)
-        raise InvalidStatus(f"run {run.id!r} is {run.status}, not in flight", status=run.status)
-
-    async def _run(self, request: Request) -> Run:
-        return await self._sessions.store.get_run(_run_id(request))
-
-    async def _run_said(self, run: Run) -> Response:
-        return json(run_said(run, await self._place(run)))
-
-    async def _place(self, run: Run) -> Line | None:
-        """The line in which *run* waits, as far as it matters to it."""
-        if run.status != "pending":
-            return None
-        server = self._served(run.session_id)
-        if server is None:
-            return await self._line(run.session_id)
-        place, blocking = server.waits_for(run.id) or (None, ())
-        return Line({} if place is None else {run.id: place}, blocking)
-
-    async def _line(self, session_id: str) -> Line:
-        """The line of all runs of the session that have not started."""
-        server = self._served(session_id)
-        if server is None:  # nobody works on it: that is what it waits for
-            waiting = [run.id for run in await self._sessions.store.list_runs(session_id, statuses=PENDING)]
-        else:
-            waiting = list(server.status().queued_runs)
-        first = server.waits_for(waiting[0]) if server and waiting else None
-        places = {run_id: place for place, run_id in enumerate(waiting, 1)}
-        return Line(places, () if first is None else first[1])
 
 
 def _queue(server: SessionServer) -> RawHeaders:
@@ -493,22 +304,6 @@ def _queue(server: SessionServer) -> RawHeaders:
     status = server.status()
     room = status.max_queued_runs - status.queued_count
     return rate_limit_fields([Room("queued-runs", status.max_queued_runs, room)])
-
-
-def _session_id(request: Request) -> str:
-    """The session's id in the path; `SessionNotFound` where it can be none."""
-    session_id: str = request.path_params["id"]
-    if not words.is_id(session_id):
-        raise SessionNotFound(f"no session {session_id[:80]!r}")
-    return session_id
-
-
-def _run_id(request: Request) -> str:
-    """The run's id in the path; `RunNotFound` where it can be none."""
-    run_id: str = request.path_params["id"]
-    if not words.is_id(run_id):
-        raise RunNotFound(f"no run {run_id[:80]!r}")
-    return run_id
 
 
 def _same(session: Session, asked: words.NewSession) -> None:
