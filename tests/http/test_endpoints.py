@@ -108,7 +108,7 @@ async def test_every_refusal_has_an_id() -> None:
 
 
 async def test_who_is_refused_comes_again_at_different_times() -> None:
-    """A fifth more or less, from a source that can be seeded; never before the end of a wait that is known."""
+    """A fifth more or less, from a source that can be seeded; never before the end of a known wait."""
     holder = Failing()
     holder.error = LimitExceeded("too much")
 
