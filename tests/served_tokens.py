@@ -47,6 +47,7 @@ class Door:
     sessions: Sessions
     app: Any
     """What listens there."""
+    gate: ProviderGate
 
     async def token(self, *scopes: str, name: str = "", expires_in: float | None = None) -> str:
         """A new token of these scopes, by default called after them."""
@@ -88,4 +89,4 @@ async def door(
         app = create_app(gate, gateway, ServerConfig(), desk, fleet, sessions, book=book)
         url = await stack.enter_async_context(hosting(app))
         stack.callback(desk.drain)  # or those who wait would be waited for
-        yield Door(url, book, clock, sessions, app)
+        yield Door(url, book, clock, sessions, app, gate)
