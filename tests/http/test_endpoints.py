@@ -72,7 +72,7 @@ class Failing:
 @pytest.mark.parametrize(
     ("error", "status", "level"),
     [
-        (RuntimeError("a secret at /home/x"), 500, logging.ERROR),
+        (RuntimeError("a secret of the inside"), 500, logging.ERROR),
         (StoreError("the disk is full"), 507, logging.ERROR),
         (Draining("come back"), 503, logging.DEBUG),
         (LimitExceeded("too much"), 429, None),
