@@ -6,8 +6,9 @@ A class with methods marked by `endpoint` is all it takes::
         @endpoint("GET /tools/{name}", "read", "A tool", tag="tools", answers={200: ToolAnswer})
         async def tool(self, request: Request) -> Response: ...
 
-Its place is `interlock.http.table.HOLDERS`. From what is declared come the routes, who may use them, and the
-description of the API: nothing is said a second time. An endpoint without a scope cannot be written.
+The class goes into `interlock.http.table.HOLDERS`, and an object of it into `create_app`. From these
+come the routes, who may use them, and the description of the API: nothing is said a second time. An endpoint
+without a scope cannot be written.
 """
 
 from __future__ import annotations
