@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from starlette.applications import Starlette
 from uvicorn.server import ServerState
 
 from interlock.admission.local import LocalAdmission
@@ -22,9 +23,11 @@ from interlock.http.app import create_app
 from interlock.http.connections.places import Places
 from interlock.http.connections.protocol import Patience
 from interlock.http.connections.server import uvicorn_config
+from interlock.http.endpoints import routes_of
 from interlock.http.gateway.call import GatewayProvider
 from interlock.http.gateway.proxy import Gateway
 from interlock.http.gateway.upstream import HttpUpstream
+from interlock.http.guard import Guard
 from interlock.provider.gate import ProviderGate
 from interlock.secret import Secret
 
@@ -257,6 +260,11 @@ async def gateway(
             await served.idle()
 
 
+def open_to_all(*holders: Any) -> Guard:
+    """The endpoints of *holders* on a server without tokens."""
+    return Guard(Starlette(routes=routes_of(*holders)), hosts=())
+
+
 @asynccontextmanager
 async def hosting(
     app: Any,
@@ -272,7 +280,11 @@ async def hosting(
     config = uvicorn_config(app, places=places, patience=patience)
     config.load()
     state = state or ServerState()
-    listening = socket.create_server(("127.0.0.1", port), backlog=2048)
+    # Named, so that asyncio sets TCP_NODELAY on what is accepted, as it does for `interlock serve`.
+    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.bind(("127.0.0.1", port))
+    listening.listen(2048)
     if send_buffer is not None:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     server = await loop.create_server(

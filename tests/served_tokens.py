@@ -47,6 +47,9 @@ class Door:
     clock: VirtualClock
     sessions: Sessions
     admission: LocalAdmission
+    app: Any
+    """What listens there."""
+    gate: ProviderGate
 
     async def token(self, *scopes: str, name: str = "", expires_in: float | None = None, **terms: Any) -> str:
         """A new token of these scopes, by default called after them."""
@@ -70,7 +73,7 @@ async def door(
     """A server whose tokens are those in *settings* (default: none) and the *configured* one."""
     clock = VirtualClock(1_000_000.0)
     async with AsyncExitStack() as stack:
-        admission = LocalAdmission()
+        admission = LocalAdmission(clock=clock)
         limits = FleetLimits(admission, MemoryStore())
         await limits.load({})
         gate = await stack.enter_async_context(ProviderGate(admission=admission, default_cooldown=0.0))
@@ -89,4 +92,4 @@ async def door(
         app = create_app(gate, gateway, ServerConfig(**bounds), desk, fleet, sessions, book=book)
         url = await stack.enter_async_context(hosting(app))
         stack.callback(desk.drain)  # or those who wait would be waited for
-        yield Door(url, book, clock, sessions, admission)
+        yield Door(url, book, clock, sessions, admission, app, gate)

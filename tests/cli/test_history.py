@@ -45,6 +45,8 @@ async def test_who_changed_what_and_why(
         assert said["changes"][1]["evidence"].startswith("PUT /limits by interlock-cli/")
         assert (said["name"], said["capacity"], said["next"]) == ("tools", 9, None)
         page = (await call(server.url, "GET", "/limits/tools/history?limit=1&before=3")).json
+        other = await call(server.url, "GET", "/limits/tools/history?limit=1&after=3")
+        assert other.json == page
         assert ([one["number"] for one in page["changes"]], page["next"]) == ([2], 2)
         by_id = (await call(server.url, "GET", "/limits/my.llm/history")).json
         by_name = (await call(server.url, "GET", "/limits/provider%3Amy.llm/history")).json

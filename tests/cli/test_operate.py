@@ -135,7 +135,7 @@ async def test_a_wait_is_explained(tmp_path: Path) -> None:
     async with upstream() as provider, served(tmp_path, provider.url) as server:
         shell = Shell(tmp_path, server)
         assert await shell.says("explain") == "nobody waits\n"
-        assert json.loads(await shell.says("explain", "--json")) == {"waiting": []}
+        assert json.loads(await shell.says("explain", "--json")) == {"waiting": [], "next": None}
         async with caller(server.url) as running, caller(server.url) as waiting:
             running.ask(headers=[conversation], body=chat())
             exchange = await provider.next()

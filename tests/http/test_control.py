@@ -7,12 +7,11 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from starlette.applications import Starlette
 
-from gateways import Answer, call, hosting
+from gateways import Answer, call, hosting, open_to_all
 from interlock.admission.local import LocalAdmission
 from interlock.governor import ConcurrencyGovernor
-from interlock.http.control import Fleet, routes
+from interlock.http.control import ControlRoutes, Fleet
 from interlock.limiter import ConcurrencyLimiter
 from interlock.limits import FleetLimits
 from interlock.provider.gate import ProviderGate
@@ -37,7 +36,7 @@ async def served() -> AsyncIterator[Served]:
     await served.gate.set_limit("p", 2)
     shared = served.admission
     fleet = Fleet(served.limits, ConcurrencyLimiter(admission=shared), ConcurrencyGovernor(admission=shared))
-    app = Starlette(routes=routes(served.gate, fleet, lambda: served.ready))
+    app = open_to_all(ControlRoutes(served.gate, fleet, lambda: served.ready))
     async with served.gate, hosting(app) as url:
         served.url = url
         yield served
@@ -241,7 +240,7 @@ async def test_health_is_told(served: Served) -> None:
 
 async def test_a_gate_may_stand_alone(served: Served) -> None:
     """Without a fleet around it what is the fleet's is said to be missing, the rest works."""
-    async with hosting(Starlette(routes=routes(served.gate, None, lambda: True))) as url:
+    async with hosting(open_to_all(ControlRoutes(served.gate, None, lambda: True))) as url:
         got = await call(url, "GET", "/limiter/status")
         assert problem(got)[:2] == (503, "unavailable")
         assert (await call(url, "POST", "/providers/p/resume")).status == 200

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from starlette.applications import Starlette
 
-from gateways import call, gateway, hosting, until
+from gateways import call, gateway, hosting, open_to_all, until
 from interlock.admission.local import LocalAdmission
 from interlock.errors import Unavailable
-from interlock.http.doctor import Doctor, doctor_routes
+from interlock.http.doctor import Doctor, DoctorRoutes
 from interlock.ledger import Ledger
 from interlock.provider.gate import ProviderGate
 from interlock.stores import open_store
@@ -32,7 +31,7 @@ async def served(tmp_path: Path) -> AsyncIterator[tuple[str, LocalAdmission, Doc
     doctor = Doctor(gate, ledger, store)
     waiting = asyncio.create_task(_hold(admission))
     try:
-        async with admission.acquire("tools"), hosting(Starlette(routes=doctor_routes(doctor))) as url:
+        async with admission.acquire("tools"), hosting(open_to_all(DoctorRoutes(doctor))) as url:
             await until(admission.waiting)
             yield url, admission, doctor
     finally:

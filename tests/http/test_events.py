@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from starlette.applications import Starlette
 
-from gateways import Caller, call, caller, hosting, until
+from gateways import Caller, call, caller, hosting, open_to_all, until
 from interlock.core.sessions import Event
 from interlock.errors import StoreError
-from interlock.http.events import EventStreams, event_routes, frame
+from interlock.http.access.scopes import ANYBODY, CALLER
+from interlock.http.endpoints import routes_of
+from interlock.http.events import EventRoutes, EventStreams, frame
 from interlock.http.streaming import wants_stream
 from interlock.session import feed
 from interlock.stores import MemoryStore
@@ -59,7 +60,7 @@ async def served() -> AsyncIterator[Served]:
 async def serving(*, send_buffer: int | None = None, most: int = 256) -> AsyncIterator[Served]:
     store, clock = await opened(Watched(turns=0)), VirtualClock()
     streams = EventStreams(store, clock=clock, most=most)
-    app = Starlette(routes=event_routes(streams))
+    app = open_to_all(EventRoutes(streams))
     async with hosting(app, send_buffer=send_buffer) as url:
         yield Served(store, clock, streams, url)
     await idle()
@@ -186,7 +187,7 @@ async def test_a_page_of_some_types_and_a_run(served: Served) -> None:
         ("type=", "types has ''"),
         ("run=", "run is ''"),
         ("run=" + "x" * 500, "run is 'xxx"),
-        ("form=3", "unknown query parameter 'form'; known are from, run, type, limit"),
+        ("form=3", "unknown query parameter 'form'; known are: from, run, type, limit"),
     ],
 )
 async def test_a_bad_question_is_refused(served: Served, query: str, said_: str, headers: Any) -> None:
@@ -449,7 +450,7 @@ async def test_a_stream_that_is_cancelled_leaves_nothing() -> None:
     for stop_at in range(6):
         store, clock = await opened(MemoryStore(), *said(1)), VirtualClock()
         streams = EventStreams(store, clock=clock)
-        [route] = event_routes(streams)
+        [route] = routes_of(EventRoutes(streams))
         sent: list[dict[str, Any]] = []
         stuck = asyncio.Event()
 
@@ -465,7 +466,7 @@ async def test_a_stream_that_is_cancelled_leaves_nothing() -> None:
             return {"type": "http.request"}
 
         scope = {"type": "http", "method": "GET", "path": PATH, "path_params": {"id": SESSION}}
-        scope |= {"query_string": b"", "headers": [STREAM]}
+        scope |= {"query_string": b"", "headers": [STREAM], CALLER: ANYBODY}
         task = asyncio.create_task(route.app(scope, receive, send))  # type: ignore[arg-type]
         await idle()
         task.cancel()

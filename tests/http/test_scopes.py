@@ -19,8 +19,10 @@ from gateways import Answer, call, hosting
 from interlock.admission.remote import RemoteAdmission
 from interlock.errors import InterlockError
 from interlock.http.access.book import TokenBook
-from interlock.http.access.scopes import CONNECT, GATEWAY, NAMES, OPEN, TABLE, close, keys_of
+from interlock.http.access.scopes import CONNECT, GATEWAY, NAMES, OPEN, close
+from interlock.http.endpoints import Path, endpoint, routes_of
 from interlock.http.guard import Guard
+from interlock.http.table import SCOPES
 from interlock.provider.gate import ProviderGate
 from interlock.secret import Secret
 from interlock.stores import MemoryStore
@@ -54,7 +56,7 @@ def verdict(answer: Answer) -> int | None:
     return answer.status if answer.status in (401, 403, 429) else None
 
 
-@pytest.mark.parametrize("key", [key for key in TABLE if key != CONNECT])
+@pytest.mark.parametrize("key", [key for key in SCOPES if key != CONNECT])
 async def test_each_token_opens_what_it_may(key: str) -> None:
     """One row of the matrix: the route with every kind of token."""
     method, path = asked(key)
@@ -72,7 +74,7 @@ async def test_each_token_opens_what_it_may(key: str) -> None:
             answer = await server.ask(method, path, shown[name], None, NO_STREAM)
             got[name] = verdict(answer)
             check_shape(answer, key)
-        assert got == {name: expected(TABLE[key], name) for name in TOKENS}
+        assert got == {name: expected(SCOPES[key], name) for name in TOKENS}
 
 
 def check_shape(answer: Answer, key: str) -> None:
@@ -115,7 +117,7 @@ async def test_each_token_opens_the_connection_of_permits_that_it_may(token: str
         await book.revoke("it")
     await clock.advance(1.0)
     async with hosted(book=book) as server:
-        assert await connected(server.url, shown) == expected(TABLE[CONNECT], token)
+        assert await connected(server.url, shown) == expected(SCOPES[CONNECT], token)
 
 
 async def connected(url: str, token: str | None) -> int | None:
@@ -160,16 +162,25 @@ async def test_every_route_has_its_scope(monkeypatch: pytest.MonkeyPatch) -> Non
     """All routes of the application are in the table, and the table has nothing else."""
     seen: list[str] = []
 
-    def looked_at(routes: Iterable[BaseRoute]) -> None:
+    def looked_at(routes: Iterable[BaseRoute], *, but: type) -> None:
         found = list(routes)
-        seen.extend(key for route in found for key in keys_of(route))
-        close(found)
+        for route in found:
+            assert isinstance(route, Route)
+            assert isinstance(route.app, Path)
+            seen.extend(one.key for one in route.app.endpoints)
+        close(found, but=but)
 
     monkeypatch.setattr(application, "close", looked_at)
     async with door():
         pass
-    assert set(seen) | {GATEWAY, CONNECT} == set(TABLE)
-    assert {*TABLE.values()} == {OPEN, *NAMES}
+    assert sorted([*seen, GATEWAY, CONNECT]) == sorted(SCOPES)
+    assert {*SCOPES.values()} == {OPEN, *NAMES}
+
+
+@pytest.mark.parametrize("scope", ["", "root", None])
+def test_an_endpoint_without_a_scope_cannot_be_written(scope: Any) -> None:
+    with pytest.raises(ValueError, match="there are: open, gateway"):
+        endpoint("GET /x", scope, "It", tag="state", answers={200: None})
 
 
 def ruled(key: str) -> str:
@@ -187,48 +198,59 @@ def ruled(key: str) -> str:
     return "submit" if first in ("permits", "waiting", "sessions", "runs") else "admin"
 
 
-@pytest.mark.parametrize("key", TABLE)
+@pytest.mark.parametrize("key", SCOPES)
 def test_the_table_says_what_the_rule_says(key: str) -> None:
     """To look is ``read``, to work is ``submit``, to change what holds for all is ``admin``."""
-    assert TABLE[key] == ruled(key)
+    assert SCOPES[key] == ruled(key)
 
 
 async def said(request: Any) -> PlainTextResponse:
     return PlainTextResponse("said")
 
 
-async def test_a_route_without_a_scope_is_closed_to_everybody() -> None:
-    """Also where no token is asked for, and also to an admin."""
-    routes = [
-        Route("/healthz", said),
+class Said:
+    """Two endpoints of one path, and one that is open."""
+
+    @endpoint("GET /healthz", "open", "Whether it runs", tag="state", answers={200: "text/plain"})
+    async def health(self, request: Any) -> PlainTextResponse:
+        return await said(request)
+
+    @endpoint("GET /limits", "read", "It", tag="state", answers={200: "text/plain"})
+    async def read(self, request: Any) -> PlainTextResponse:
+        return await said(request)
+
+
+async def test_a_route_that_is_not_declared_is_closed_to_everybody() -> None:
+    """Also where no token is asked for, and also to an admin. A method that is not declared is not there."""
+    routes: list[BaseRoute] = [
+        *routes_of(Said()),
         Route("/forgotten", said),
-        Route("/limits", said, methods=["GET", "POST"]),
         Mount("/files", app=Starlette(routes=[Route("/one", said)])),
     ]
-    close(routes)
+    close(routes, but=Path)
     for configured in (None, CONFIGURED):
         book = TokenBook(MemoryStore(), VirtualClock(), None if configured is None else Secret(configured))
         async with hosting(Guard(Starlette(routes=routes), hosts=(), book=book)) as url:
             shown = [] if configured is None else [bearer(configured)]
-            assert (await call(url, "GET", "/healthz", shown)).status == 200
+            assert (await call(url, "GET", "/healthz")).status == 200
             assert (await call(url, "GET", "/limits", shown)).status == 200
             assert (await call(url, "HEAD", "/limits", shown)).status == 200
-            for method, path in (("GET", "/forgotten"), ("POST", "/limits"), ("GET", "/files/one")):
+            assert (await call(url, "POST", "/limits", shown)).status == 405
+            for method, path in (("GET", "/forgotten"), ("GET", "/files/one")):
                 answer = await call(url, method, path, shown)
                 assert (answer.status, answer.json["code"]) == (403, "closed")
 
 
 def test_a_route_that_cannot_be_closed_is_not_taken() -> None:
     with pytest.raises(TypeError, match="cannot be closed"):
-        close([Host("x", Starlette())])
+        close([Host("x", Starlette())], but=Path)
 
 
 async def test_without_a_guard_nobody_may() -> None:
     """An application that was put up without one is closed, not open."""
-    routes = [Route("/limits", said)]
-    close(routes)
-    async with hosting(Starlette(routes=routes)) as url:
+    async with hosting(Starlette(routes=routes_of(Said()))) as url:
         assert (await call(url, "GET", "/limits")).status == 403
+        assert (await call(url, "GET", "/healthz")).status == 200
 
 
 @pytest.mark.parametrize(

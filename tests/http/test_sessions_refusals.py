@@ -55,8 +55,8 @@ async def test_unknown_paths_and_methods_are_problems_as_well() -> None:
         ):
             refused(await server.get(target), 404, "not_found")
         answer = await call(server.url, "DELETE", "/sessions")
-        refused(answer, 405, "method_not_allowed", "DELETE", "GET, HEAD, POST")
-        assert answer.header(b"allow") == b"GET, HEAD, POST"
+        refused(answer, 405, "method_not_allowed", "DELETE", "GET, HEAD, OPTIONS, POST")
+        assert answer.header(b"allow") == b"GET, HEAD, OPTIONS, POST"
 
 
 # -- bodies --------------------------------------------------------------------------------------------------
@@ -83,6 +83,10 @@ WRONG_SESSIONS = [
     ({"agent": "worker", "id": "a/b"}, "id is 'a/b'; allowed are"),
     ({"agent": "worker", "id": "a\n"}, "id is"),
     ({"agent": "worker", "id": "\0"}, "id is"),
+    ({"agent": "worker", "id": "a b"}, "id is 'a b'; allowed are 1 to 128 of A-Z a-z 0-9"),
+    ({"agent": "worker", "id": "ä"}, "id is"),
+    ({"agent": "worker", "id": "."}, "id is"),
+    ({"agent": "worker", "id": "a..b"}, "without '..'"),
     ({"agent": "worker", "id": ".."}, "id is '..'"),
     ({"agent": "worker", "ID": "x"}, "unknown field `ID`"),
     ({"agent": "worker", "max_concurrent_runs": 1}, "unknown field `max_concurrent_runs`"),
@@ -94,7 +98,7 @@ WRONG_SESSIONS = [
     ({"agent": "worker", "maxQueuedRuns": 1.5}, "$.maxQueuedRuns"),
     ({"agent": "worker", "collision": "explode"}, "$.collision"),
     ({"agent": "worker", "metadata": []}, "$.metadata"),
-    ({"agent": "worker", "metadata": nested(65)}, "metadata is nested too deeply; allowed are 64 levels"),
+    ({"agent": "worker", "metadata": nested(64)}, "nested too deeply; allowed are 64 levels"),
     ({"agent": "worker", "tags": "x"}, "$.tags"),
     ({"agent": "worker", "tags": [""]}, "$.tags"),
     ({"agent": "worker", "tags": ["x"] * 65}, "$.tags"),
@@ -121,7 +125,11 @@ WRONG_RUNS = [
     ({"input": {}, "priority": "high"}, "$.priority"),
     ({"input": {}, "retry": "always"}, "$.retry"),
     ({"input": {}, "metadata": None}, "$.metadata"),
-    ({"input": nested(65)}, "input is nested too deeply; allowed are 64 levels"),
+    ({"input": nested(64)}, "nested too deeply; allowed are 64 levels"),
+    ({"input": {"a": [2**53 + 1]}}, "9007199254740993 is too large; allowed are whole numbers up to 2^53"),
+    ({"input": {"a": -(2**53) - 1}}, "is too large"),
+    ({"input": {str(n): n for n in range(10_000)}}, "too many members; allowed are 10000"),
+    (b'{"input": {"a": {"b": 1, "b": 2}}}', "it has the member 'b' twice"),
     (b'{"input": {"a":' + b"[" * 500_000 + b"]" * 500_000 + b"}}", "nested too deeply"),
     (b'{"input": ' + b'{"a":' * 150_000, "nested too deeply"),
 ]
@@ -177,11 +185,11 @@ async def test_a_wrong_drain_or_close_is_refused_by_name(body: Any, words: str) 
 async def test_what_is_as_deep_or_as_large_as_allowed_is_taken() -> None:
     """And comes back as it was."""
     async with serving() as server:
-        await server.session(metadata=nested(64))
-        assert (await server.get("/sessions/s1")).json["metadata"] == nested(64)
+        await server.session(metadata=nested(63))
+        assert (await server.get("/sessions/s1")).json["metadata"] == nested(63)
         values = {
-            "deep": nested(63),
-            "whole": [2**63, -(2**63), 10**30],
+            "deep": nested(62),
+            "whole": [2**53, -(2**53), 0],
             "text": "\0ä🦊\u2028",
             "long": "x" * 1_000_000,
         }

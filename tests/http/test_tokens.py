@@ -233,7 +233,7 @@ async def test_every_token_is_compared_with_every_one(monkeypatch: pytest.Monkey
 async def test_they_are_made_listed_and_revoked_over_http() -> None:
     """From the first one on, a token is asked for; a revoked one opens nothing from its next request."""
     async with door() as server:
-        assert (await server.ask("GET", "/tokens")).json == {"tokens": []}
+        assert (await server.ask("GET", "/tokens")).json == {"tokens": [], "next": None}
         made = await server.ask("POST", "/tokens", None, {"name": "root", "scopes": ["admin"]}, JSON)
         assert made.status == 201
         assert made.header(b"cache-control") == b"no-store"
@@ -389,12 +389,12 @@ async def test_who_guesses_has_to_wait() -> None:
             assert (await guess(server, f"guess-{n}")).status == 401
         refused = await guess(server)
         assert (refused.status, refused.json["code"]) == (429, "too_many_failures")
-        assert refused.header(b"retry-after") == b"60"
+        assert 60 <= int(refused.header(b"retry-after") or 0) <= 72
         assert (await guess(server, SHORT)).status == 429, "the right guess is not told from a wrong one"
         assert (await guess(server, None)).status == 429
         assert (await server.ask("GET", "/healthz")).status == 200
         await server.clock.advance(59.0)
-        assert (await guess(server, SHORT)).header(b"retry-after") == b"1"
+        assert (await guess(server, SHORT)).header(b"retry-after") in (b"1", b"2")
         await server.clock.advance(1.0)
         assert (await guess(server, SHORT)).status == 200
         assert (await guess(server)).status == 401

@@ -11,34 +11,38 @@ from interlock.admission.wire import PATH as CONNECT
 from interlock.http.access.book import TokenBook
 from interlock.http.access.caller import caller_of, may
 from interlock.http.access.refusals import refuse
-from interlock.http.access.routes import token_routes
+from interlock.http.access.routes import TokenRoutes
 from interlock.http.access.scopes import CONNECT as CONNECT_KEY
 from interlock.http.access.scopes import GATEWAY, close, scoped
-from interlock.http.changes import FleetStreams, fleet_routes
-from interlock.http.concurrency import concurrency_routes
-from interlock.http.control import routes
-from interlock.http.doctor import Doctor, doctor_routes
-from interlock.http.events import EventStreams, event_routes
+from interlock.http.changes import FleetRoutes, FleetStreams
+from interlock.http.concurrency import ConcurrencyRoutes
+from interlock.http.control import ControlRoutes
+from interlock.http.doctor import Doctor, DoctorRoutes
+from interlock.http.endpoints import Path, routes_of
+from interlock.http.events import EventRoutes, EventStreams
 from interlock.http.guard import Guard
-from interlock.http.ledger import ledger_routes
-from interlock.http.metrics import metrics_routes
+from interlock.http.ledger import LedgerRoutes
+from interlock.http.metrics import MetricsRoutes
+from interlock.http.openapi import DescriptionRoutes
 from interlock.http.overview import Overview
 from interlock.http.permits.desk import PermitDesk
 from interlock.http.permits.rights import without_limits
 from interlock.http.permits.room import WaitingRoom
-from interlock.http.permits.routes import permit_routes
+from interlock.http.permits.routes import PermitRoutes
 from interlock.http.permits.stream import PermitStream
 from interlock.http.problems import no_route
-from interlock.http.sessions.routes import session_routes
+from interlock.http.sessions.reception import Reception
+from interlock.http.sessions.routes import SessionRoutes
+from interlock.http.sessions.runs import RunRoutes
 from interlock.http.streaming import StreamRoom
+from interlock.http.table import SCOPES
 from interlock.provider.remote import ServedGate
 from interlock.stores.memory import MemoryStore
 from interlock.telemetry.prometheus import FleetMetrics
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-
-    from starlette.routing import Route
+    from random import Random
 
     from interlock.config import ServerConfig
     from interlock.http.control import Fleet
@@ -59,12 +63,14 @@ def create_app(
     *,
     doctor: Doctor | None = None,
     book: TokenBook | None = None,
+    chance: Random | None = None,
 ) -> App:
     """The server's application; it takes no part in uvicorn's lifespan: the fleet outlives it.
 
     Without a *desk* that was loaded from a store, nothing about permits is remembered over a restart. Without
     a *fleet* there is a gate and nothing else, and without *sessions* their routes answer 503. Without a
-    *book* that was loaded from a store, the server's configured token is the only one at its start.
+    *book* that was loaded from a store, the server's configured token is the only one at its start. *chance*
+    keeps those apart who are told to come again.
     """
     logging.getLogger("uvicorn.error").addFilter(_not_torn)
     desk = desk or PermitDesk(gate.admission, MemoryStore())
@@ -88,24 +94,25 @@ def create_app(
     def ready() -> bool:
         return not gateway.draining
 
-    control = Starlette(
-        routes=[
-            *ledger_routes(gate, fleet),
-            *doctor_routes(doctor or Doctor(gate)),
-            *routes(gate, fleet, ready),
-            *concurrency_routes(gate),
-            *permit_routes(desk),
-            *fleet_routes(watched),
-            *_event_routes(sessions, desk, streams),
-            *session_routes(sessions, desk, ready),
-            *metrics_routes(metrics),
-            *token_routes(book),
-        ],
-        exception_handlers={404: no_route, 405: no_route},
-    )
+    reception = Reception(sessions, desk, ready)
+    holders = [
+        ControlRoutes(gate, fleet, ready),
+        LedgerRoutes(gate, fleet),
+        PermitRoutes(desk),
+        SessionRoutes(reception),
+        RunRoutes(reception),
+        EventRoutes(_event_streams(sessions, desk, streams)),
+        ConcurrencyRoutes(gate),
+        FleetRoutes(watched),
+        DoctorRoutes(doctor or Doctor(gate)),
+        MetricsRoutes(metrics),
+        TokenRoutes(book),
+    ]
+    routes = routes_of(*holders, DescriptionRoutes([*holders, DescriptionRoutes]))
+    control = Starlette(routes=routes, exception_handlers={404: no_route})
     control.router.redirect_slashes = False  # the redirect would be built from the Host header
-    close(control.routes)
-    through = scoped(gateway, {"ANY": GATEWAY})
+    close(control.routes, but=Path)
+    through = scoped(gateway, SCOPES[GATEWAY])
     connected = _connecting(desk)
 
     async def route(scope: dict[str, Any], receive: Any, send: Any) -> None:
@@ -120,7 +127,9 @@ def create_app(
             await control(scope, receive, send)
 
     any_host = server.socket is None and server.host in ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
-    return Guard(route, hosts=(server.host, *server.allowed_hosts), book=book, any_host=any_host)
+    return Guard(
+        route, hosts=(server.host, *server.allowed_hosts), book=book, any_host=any_host, chance=chance
+    )
 
 
 _SEES_ALL = "a tenant's token takes permits by plain HTTP: this connection is shown those of everybody"
@@ -128,8 +137,8 @@ _SEES_ALL = "a tenant's token takes permits by plain HTTP: this connection is sh
 
 def _connecting(desk: PermitDesk) -> App:
     """The connections of permits: who is no admin changes no limits there, and a tenant has none."""
-    whole = scoped(PermitStream(desk), {"ANY": CONNECT_KEY})
-    working = scoped(PermitStream(without_limits(desk)), {"ANY": CONNECT_KEY})
+    whole = scoped(PermitStream(desk), SCOPES[CONNECT_KEY])
+    working = scoped(PermitStream(without_limits(desk)), SCOPES[CONNECT_KEY])
 
     async def connected(scope: dict[str, Any], receive: Any, send: Any) -> None:
         if caller_of(scope).tenant is not None:
@@ -140,12 +149,12 @@ def _connecting(desk: PermitDesk) -> App:
     return connected
 
 
-def _event_routes(sessions: Sessions | None, desk: PermitDesk, room: StreamRoom) -> list[Route]:
+def _event_streams(sessions: Sessions | None, desk: PermitDesk, room: StreamRoom) -> EventStreams | None:
     if sessions is None:
-        return []
+        return None
     streams = EventStreams(sessions.store, clock=sessions.clock, room=room)
     desk.on_drain(streams.close)
-    return event_routes(streams)
+    return streams
 
 
 def _not_torn(record: logging.LogRecord) -> bool:

@@ -8,15 +8,15 @@ the state there is.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from starlette.responses import Response
-from starlette.routing import Route
 
-from interlock.errors import ValidationError
+from interlock.errors import Draining, LimitExceeded
 from interlock.http.access.caller import caller_of
+from interlock.http.endpoints import endpoint
 from interlock.http.overview import changes
-from interlock.http.problems import answering, encoded, json
+from interlock.http.problems import encoded, json
 from interlock.http.streaming import (
     MOST_STREAMS,
     PING,
@@ -167,21 +167,39 @@ def seen_by(caller: Caller, state: State) -> State:
     return {**state, "sessions": mine}
 
 
-def fleet_routes(streams: FleetStreams) -> list[Route]:
-    """The route of ``/events``."""
+class FleetAnswer(TypedDict):
+    """The whole fleet at one moment: rows by name, in sections."""
 
-    async def events(request: Request) -> Response:
-        for name in request.query_params:
-            raise ValidationError(f"unknown query parameter {name[:80]!r}; there are none")
-        caller = caller_of(request.scope)
+    at: int
+    limits: dict[str, dict[str, Any]]
+    providers: dict[str, dict[str, Any]]
+    pools: dict[str, dict[str, Any]]
+    sessions: dict[str, dict[str, Any]]
+
+
+class FleetRoutes:
+    """The route of ``/events`` over *streams*."""
+
+    def __init__(self, streams: FleetStreams) -> None:
+        self._streams = streams
+
+    @endpoint(
+        "GET /events",
+        "read",
+        "The fleet as it changes",
+        tag="state",
+        answers={200: (FleetAnswer, "text/event-stream")},
+        problems=(Draining, LimitExceeded),
+    )
+    async def fleet_events(self, request: Request) -> Response:
+        """First a `snapshot`, then `changes`; with `Accept: application/json`, the first alone."""
+        streams, caller = self._streams, caller_of(request.scope)
         if not _takes_stream(request.headers.getlist("accept")):
             return json({"at": round(streams.clock.now() * 1000), **seen_by(caller, streams.read())})
         if request.method == "HEAD":
             return Response(media_type="text/event-stream")
         streams.check_room(caller)
         return _Stream(streams, caller)
-
-    return [Route("/events", answering(events), methods=["GET"])]
 
 
 def _takes_stream(accept: list[str]) -> bool:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from starlette.routing import Route
+from typing import TYPE_CHECKING, TypedDict
 
 from interlock import __version__
 from interlock.core.examine import examine
 from interlock.core.findings import Finding
-from interlock.errors import Unavailable
-from interlock.http.problems import answering, json
+from interlock.errors import StoreError, Unavailable
+from interlock.http.endpoints import endpoint
+from interlock.http.problems import json
 from interlock.stores.expected import Expected
 from interlock.stores.memory import MemoryStore
 
@@ -92,16 +90,31 @@ class Doctor:
             over = True  # whoever asked has gone: the thread need not read on
 
 
-def doctor_routes(doctor: Doctor) -> list[Route]:
+class Examination(TypedDict):
     """The findings, with the process and the version that they are of."""
 
-    async def answer(request: Request) -> Response:
-        findings = await doctor.examine()
-        return json(
-            {"version": __version__, "pid": os.getpid(), "findings": [asdict(one) for one in findings]}
-        )
+    version: str
+    pid: int
+    findings: list[Finding]
 
-    return [Route("/doctor", answering(answer), methods=["GET"])]
+
+class DoctorRoutes:
+    """The route of ``/doctor``."""
+
+    def __init__(self, doctor: Doctor) -> None:
+        self._doctor = doctor
+
+    @endpoint(
+        "GET /doctor",
+        "admin",
+        "The server examines itself",
+        tag="state",
+        answers={200: Examination},
+        problems=(StoreError, Unavailable),
+    )
+    async def doctor(self, request: Request) -> Response:
+        findings = await self._doctor.examine()
+        return json({"version": __version__, "pid": os.getpid(), "findings": findings})
 
 
 def _files() -> list[Finding]:

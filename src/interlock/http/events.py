@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
-from starlette.routing import Route
+from msgspec import UNSET, Meta, UnsetType
 
-from interlock.errors import InterlockError, SessionNotFound, ValidationError
+from interlock.core.runs import EVENT_TYPES
+from interlock.errors import (
+    Draining,
+    InterlockError,
+    LimitExceeded,
+    SessionNotFound,
+    StoreError,
+    Unavailable,
+)
 from interlock.http.access.caller import ANYBODY, caller_of
-from interlock.http.problems import answering, json
+from interlock.http.endpoints import endpoint
+from interlock.http.ids import SEGMENT
+from interlock.http.problems import json
+from interlock.http.queries import Query, read_query, whole
+from interlock.http.sessions.answers import EventAnswer, EventsPage
 from interlock.http.streaming import (
     MOST_STREAMS,
     PING,
@@ -39,7 +51,6 @@ if TYPE_CHECKING:
 _MOST_EVENTS = 1000
 _PIECE = 64 << 10
 """Bytes that are sent at once, give or take an event."""
-_QUERY = ("from", "run", "type", "limit")
 
 
 class EventStreams(Streams):
@@ -57,35 +68,67 @@ class EventStreams(Streams):
         self.store = store
 
 
-def event_routes(streams: EventStreams) -> list[Route]:
-    """The route of ``/sessions/{id}/events``."""
-    return [Route("/sessions/{id}/events", answering(_Routes(streams).events), methods=["GET"])]
+class EventsAsked(Query, rename={"after": "from"}):
+    """Which events, and from which sequence on."""
+
+    after: Annotated[int, Meta(ge=0, le=2**53)] = 0
+    run: Annotated[str, Meta(max_length=200, pattern=f"^{SEGMENT}$")] | None = None
+    type: tuple[Annotated[str, Meta(extra_json_schema={"enum": sorted(EVENT_TYPES)})], ...] = ()
+    limit: Annotated[int, Meta(ge=1, le=_MOST_EVENTS)] = PAGE
 
 
-class _Routes:
-    def __init__(self, streams: EventStreams) -> None:
-        self._streams = streams
+class SessionEventsPath(msgspec.Struct):
+    """A session."""
 
+    id: Annotated[str, Meta(min_length=1, max_length=200)]
+
+
+class EventsHeader(msgspec.Struct, rename={"last_event_id": "Last-Event-ID"}):
+    """Of a stream that goes on where another one broke off."""
+
+    last_event_id: Annotated[str, Meta(pattern="^[0-9]{0,15}$")] | UnsetType = UNSET
+
+
+class EventRoutes:
+    """The route of ``/sessions/{id}/events``; without *streams* it answers 503."""
+
+    def __init__(self, streams: EventStreams | None) -> None:
+        self._kept = streams
+
+    @property
+    def _streams(self) -> EventStreams:
+        if self._kept is None:
+            raise Unavailable("this server keeps no sessions")
+        return self._kept
+
+    @endpoint(
+        "GET /sessions/{id}/events",
+        "read",
+        "The log of a session, as a page or as it grows",
+        tag="sessions",
+        within=SessionEventsPath,
+        query=EventsAsked,
+        headers=EventsHeader,
+        answers={200: (EventsPage, "text/event-stream")},
+        problems=(Draining, LimitExceeded, SessionNotFound, StoreError, Unavailable),
+    )
     async def events(self, request: Request) -> Response:
-        query = request.query_params
-        for name in query:
-            if name not in _QUERY:
-                raise ValidationError(f"unknown query parameter {name[:80]!r}; known are {', '.join(_QUERY)}")
+        """With `Accept: text/event-stream` it is the log as it grows: each `id` is an event's sequence."""
+        asked = read_query(request, EventsAsked)
         session_id: str = request.path_params["id"]
         caller = caller_of(request.scope)
         if not caller.owns(session_id):
             raise SessionNotFound(f"no session {session_id!r}", session=session_id)
-        after = max(0, whole("from", query.get("from", "0")) - 1)
-        limit = whole("limit", query.get("limit", str(PAGE)), 1, _MOST_EVENTS)
-        run_id = check_id("run", query["run"]) if "run" in query else None
-        types = event_types(query.getlist("type") or None)
+        after, limit = max(0, asked.after - 1), asked.limit
+        run_id = None if asked.run is None else check_id("run", asked.run)
+        types = event_types(asked.type or None)
+        last = request.headers.get("last-event-id")
+        resumed = whole("Last-Event-ID", last) if last else None
         if not (wants_stream(request.headers.getlist("accept")) and request.method == "GET"):
-            asked = Asked(after, run_id, types)
-            page = await read_page(self._streams.store, session_id, asked, limit)
+            page_of = Asked(after, run_id, types)
+            page = await read_page(self._streams.store, session_id, page_of, limit)
             return json({"events": [shown(event) for event in page.events], "nextFrom": page.upto + 1})
-        if last := request.headers.get("last-event-id"):
-            after = whole("Last-Event-ID", last)
-        return await self._stream(caller, session_id, after, run_id, types)
+        return await self._stream(caller, session_id, after if resumed is None else resumed, run_id, types)
 
     async def _stream(
         self, caller: Caller, session_id: str, after: int, run_id: str | None, types: frozenset[str] | None
@@ -141,7 +184,7 @@ class _Stream(EventStream):
 # -- words
 
 
-def shown(event: Event) -> dict[str, Any]:
+def shown(event: Event) -> EventAnswer:
     """*event* as the contract has it: camelCase, times in milliseconds since the epoch."""
     return {
         "id": event.id,
@@ -150,8 +193,8 @@ def shown(event: Event) -> dict[str, Any]:
         "sequence": event.sequence,
         "type": event.type,
         "timestamp": round(event.timestamp * 1000),
-        "data": event.data,
-        "metadata": event.metadata,
+        "data": dict(event.data),
+        "metadata": dict(event.metadata),
     }
 
 
@@ -182,10 +225,3 @@ def _pieces(events: Iterable[Event]) -> Iterator[bytes]:
             piece.clear()
     if piece:
         yield bytes(piece)
-
-
-def whole(name: str, text: str, least: int = 0, most: int = 2**53) -> int:
-    """The number that *text* writes; `ValidationError` unless it is one from *least* to *most*."""
-    if text.isascii() and text.isdecimal() and len(text) <= 16 and least <= int(text) <= most:
-        return int(text)
-    raise ValidationError(f"{name} is {text[:80]!r}; allowed are whole numbers from {least} to {most}")

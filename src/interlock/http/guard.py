@@ -8,9 +8,9 @@ rebuilt from the Host.
 
 from __future__ import annotations
 
-import math
 import re
 from hashlib import sha256
+from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -18,7 +18,8 @@ from interlock.http.access.caller import ANYBODY, CALLER, Caller
 from interlock.http.access.ending import CHALLENGE, while_valid
 from interlock.http.access.failures import Failures
 from interlock.http.access.refusals import is_gateway, refuse
-from interlock.http.access.scopes import OPEN_PATHS
+from interlock.http.retrying import CHANCE, retry_fields, spread_after
+from interlock.http.table import OPEN_PATHS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -55,16 +56,24 @@ class _Refusal(NamedTuple):
 class Guard:
     """An ASGI application around another one, which finds the `Caller` in its scope.
 
-    Without a *book*, or while that has no token, everybody on this machine may do everything.
+    Without a *book*, or while that has no token, everybody on this machine may do everything. *chance* keeps
+    those apart who are told to come again.
     """
 
     def __init__(
-        self, app: App, *, hosts: Iterable[str], book: TokenBook | None = None, any_host: bool = False
+        self,
+        app: App,
+        *,
+        hosts: Iterable[str],
+        book: TokenBook | None = None,
+        any_host: bool = False,
+        chance: Random | None = None,
     ) -> None:
         self._app = app
         self._hosts = frozenset(host.lower() for host in hosts) | _LOOPBACK
         self._any_host = any_host
         self._book = book
+        self._chance = Random() if chance is None else chance  # noqa: S311 - it keeps the refused apart
         self._failures = None if book is None else Failures(book.clock)
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
@@ -75,7 +84,7 @@ class Guard:
         if isinstance(seen, _Refusal):
             await refuse(scope, send, *seen)
             return
-        scope = {**scope, CALLER: seen}
+        scope = {**scope, CALLER: seen, CHANCE: self._chance}
         book = self._book
         if book is None or not book.required:
             await self._app(scope, receive, send)
@@ -123,10 +132,9 @@ class Guard:
         if caller is not None:
             return caller
         if wait > 0:
-            after = (b"retry-after", b"%d" % math.ceil(wait))
-            return _Refusal(
-                429, "too_many_failures", "too many wrong tokens came from this address", (after,)
-            )
+            after = retry_fields(spread_after({CHANCE: self._chance}, wait))
+            said = "too many wrong tokens came from this address"
+            return _Refusal(429, "too_many_failures", said, tuple(after))
         if shown:
             self._failures.note(address)
         return _Refusal(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
-from starlette.routing import Route
+from msgspec import Meta
 
-from interlock.errors import Unavailable, ValidationError
-from interlock.http.problems import NotFound, answering, json
+from interlock.errors import StoreError, Unavailable
+from interlock.http.endpoints import endpoint
+from interlock.http.problems import NotFound, json
+from interlock.http.queries import MOST_LISTED, Query, read_query
 from interlock.ledger import Cause
 
 if TYPE_CHECKING:
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
     from interlock.provider.gate import ProviderGate
 
 _PROVIDER = "provider:"
-_MOST = 1_000
 
 
 def operator(request: Request) -> Cause:
@@ -29,18 +30,63 @@ def operator(request: Request) -> Cause:
     return Cause("operator", f"{call} by {program[:60]}" if program else call)
 
 
-def ledger_routes(gate: ProviderGate, fleet: Fleet | None) -> list[Route]:
-    """``GET /limits/{name}/history``: the latest changes first, in pages."""
+class ChangeAnswer(TypedDict):
+    """One change of a limit: who or what made it, and by what that is known."""
 
-    async def history(request: Request) -> Response:
-        ledger = None if fleet is None else fleet.limits.ledger
+    number: int
+    at: int
+    by: str
+    old: int | None
+    new: int | None
+    evidence: str
+
+
+class HistoryPage(TypedDict):
+    """The latest changes first, and where to go on."""
+
+    name: str
+    capacity: int | None
+    changes: list[ChangeAnswer]
+    next: int | None
+
+
+_Number = Annotated[int, Meta(ge=1, le=2**53)]
+
+
+class HistoryAsked(Query):
+    """A part of a history: *after*, or *before* as it was called first, is the ``next`` of the last page."""
+
+    limit: Annotated[int, Meta(ge=1, le=MOST_LISTED)] = 100
+    after: _Number | None = None
+    before: _Number | None = None
+
+
+class LedgerRoutes:
+    """The history of the limits of *gate* and *fleet*."""
+
+    def __init__(self, gate: ProviderGate, fleet: Fleet | None) -> None:
+        self._gate = gate
+        self._fleet = fleet
+
+    @endpoint(
+        "GET /limits/{name:path}/history",
+        "read",
+        "What became of a limit",
+        tag="limits",
+        query=HistoryAsked,
+        answers={200: HistoryPage},
+        problems=(NotFound, StoreError, Unavailable),
+    )
+    async def history(self, request: Request) -> Response:
+        """The latest changes first. A provider's id will do as the name."""
+        asked = read_query(request, HistoryAsked)
+        ledger = None if self._fleet is None else self._fleet.limits.ledger
         if ledger is None:
             raise Unavailable("this server keeps no ledger of its limits")
-        name = _meant(request.path_params["name"], ledger, gate)
-        limit, before = _number(request, "limit", 100), _number(request, "before", None)
-        assert limit is not None
-        found = await ledger.history(name, before=before, limit=min(limit, _MOST) + 1)
-        shown, more = found[: min(limit, _MOST)], len(found) > min(limit, _MOST)
+        name = _meant(request.path_params["name"], ledger, self._gate)
+        before = asked.before if asked.after is None else asked.after
+        found = await ledger.history(name, before=before, limit=asked.limit + 1)
+        shown, more = found[: asked.limit], len(found) > asked.limit
         return json(
             {
                 "name": name,
@@ -49,8 +95,6 @@ def ledger_routes(gate: ProviderGate, fleet: Fleet | None) -> list[Route]:
                 "next": shown[-1].number if more else None,
             }
         )
-
-    return [Route("/limits/{name:path}/history", answering(history), methods=["GET"])]
 
 
 def _meant(said: str, ledger: Ledger, gate: ProviderGate) -> str:
@@ -63,16 +107,7 @@ def _meant(said: str, ledger: Ledger, gate: ProviderGate) -> str:
     raise NotFound(f"unknown limit {said!r:.80}; known are: {known}")
 
 
-def _number(request: Request, name: str, otherwise: int | None) -> int | None:
-    text = request.query_params.get(name)
-    if text is None:
-        return otherwise
-    if not (text.isascii() and text.isdecimal() and len(text) < 13 and int(text) > 0):
-        raise ValidationError(f"{name} is {text!r:.40}; it is a whole number from 1")
-    return int(text)
-
-
-def _change(change: Change) -> dict[str, Any]:
+def _change(change: Change) -> ChangeAnswer:
     return {
         "number": change.number,
         "at": round(change.at * 1000),

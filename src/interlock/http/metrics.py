@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from starlette.responses import Response
-from starlette.routing import Route
 
+from interlock.http.endpoints import endpoint
+from interlock.http.queries import AnyQuery
 from interlock.telemetry.exposition import CONTENT_TYPE
 
 if TYPE_CHECKING:
@@ -15,10 +16,20 @@ if TYPE_CHECKING:
     from interlock.telemetry.prometheus import FleetMetrics
 
 
-def metrics_routes(metrics: FleetMetrics) -> list[Route]:
+class MetricsRoutes:
     """The one route over *metrics*. Whatever a scraper would rather have, it gets the text format."""
 
-    async def answer(request: Request) -> Response:
-        return Response(metrics.text(), headers={"content-type": CONTENT_TYPE, "cache-control": "no-store"})
+    def __init__(self, metrics: FleetMetrics) -> None:
+        self._metrics = metrics
 
-    return [Route("/metrics", answer, methods=["GET"])]
+    @endpoint(
+        "GET /metrics",
+        "read",
+        "The numbers, for Prometheus",
+        tag="state",
+        query=AnyQuery,
+        answers={200: "text/plain"},
+    )
+    async def metrics(self, request: Request) -> Response:
+        headers = {"content-type": CONTENT_TYPE, "cache-control": "no-store"}
+        return Response(self._metrics.text(), headers=headers)

@@ -61,7 +61,7 @@ class Overview:
         for name, limit in sorted(self._gate.admission.kernel.limits.items()):
             if limit.removed:
                 continue
-            row = limit_body(read_limit(limit))
+            row: Row = {**limit_body(read_limit(limit))}
             row["waitingSince"] = None
             if limit.waiters:
                 front = fronts.get(name)

@@ -1,33 +1,29 @@
-"""Errors as problem documents (RFC 9457), and bodies read strictly: any bytes in, a value or a 400 out."""
+"""Errors as problem documents (RFC 9457), and answers as JSON."""
 
 from __future__ import annotations
 
-import math
-from functools import wraps
+import logging
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
 
 import msgspec
-from starlette.requests import ClientDisconnect
+from msgspec import UNSET, UnsetType
 from starlette.responses import Response
-from starlette.routing import Match
 
 from interlock.errors import InterlockError, ValidationError
+from interlock.http.retrying import RETRY_AFTER, retry_fields, spread, spread_after
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Iterable, Mapping
 
     from starlette.requests import Request
 
-    Handler = Callable[[Request], Awaitable[Response]]
+log = logging.getLogger(__name__)
 
-MOST_BYTES = 64 * 1024
-"""Of a body, unless its route says otherwise."""
-
-RETRY_AFTER = "1"
-"""Seconds after which what was refused for want of room, or of a server, may be tried again."""
-
-T = TypeVar("T")
+PROBLEM_JSON: Final = "application/problem+json"
+_EXPECTED: Final = (503, 504)
+"""Of the errors from 500 on, those that come when all is well: somebody waited, or came at the end."""
 
 
 class NotFound(InterlockError):
@@ -44,6 +40,13 @@ class NotAllowed(InterlockError):
     status = 405
 
 
+class PreconditionFailed(InterlockError):
+    """It is not what the caller thinks it is."""
+
+    default_code = "precondition_failed"
+    status = 412
+
+
 class TooLarge(ValidationError):
     """The body has more bytes than the route takes."""
 
@@ -58,80 +61,59 @@ class NotJson(ValidationError):
     status = 415
 
 
-def problem(error: InterlockError) -> Response:
+class Problem(msgspec.Struct, rename="camel", kw_only=True):
+    """What went wrong, for programs (code, retryable, details) and for people (detail)."""
+
+    title: str
+    status: int
+    code: str
+    detail: str
+    request_id: str
+    type: str = "about:blank"
+    retryable: bool | UnsetType = UNSET
+    details: dict[str, Any] | UnsetType = UNSET
+
+
+def described(status: int, code: str, detail: str, **more: Any) -> Problem:
+    """The problem under an id of its own, which is in the log as well if it may be ours."""
+    title = HTTPStatus(status).phrase
+    said = Problem(
+        title=title, status=status, code=code, detail=detail, request_id=f"req_{uuid4().hex}", **more
+    )
+    if status >= 500:
+        level = logging.DEBUG if status in _EXPECTED else logging.ERROR
+        log.log(level, "%s: %d %s: %s", said.request_id, status, code, detail)
+    return said
+
+
+def problem(
+    error: InterlockError, scope: Mapping[str, Any], headers: Iterable[tuple[bytes, bytes]] = ()
+) -> Response:
     """*error* under its own status, with everything that a program may want to look at."""
-    body = {
-        "type": "about:blank",
-        "status": error.status,
-        "code": error.code,
-        "detail": error.message,
-        "retryable": error.retryable,
-        "details": error.details,
-    }
-    seconds = error.details.get("retry_after", RETRY_AFTER)
-    headers = {"retry-after": str(math.ceil(float(seconds)))} if error.status in (429, 503) else {}
+    said = described(
+        error.status, error.code, error.message, retryable=error.retryable, details=error.details
+    )
+    response = Response(encoded(said), error.status, media_type=PROBLEM_JSON)
+    response.raw_headers += headers
+    if error.status in (429, 503):
+        known = error.details.get("retry_after")  # before which it is of no use to come
+        wait = spread(scope, RETRY_AFTER) if known is None else spread_after(scope, float(known))
+        response.raw_headers += retry_fields(wait)
     if error.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-        headers["connection"] = "close"  # what is still to come is not read
-    return Response(encoded(body), error.status, headers, media_type="application/problem+json")
+        response.headers["connection"] = "close"  # what is still to come is not read
+    return response
 
 
-def answering(handler: Handler) -> Handler:
-    """*handler*, with the `InterlockError` that it raises as its answer."""
-
-    @wraps(handler)
-    async def answer(request: Request) -> Response:
-        try:
-            return await handler(request)
-        except InterlockError as error:
-            return problem(error)
-        except ClientDisconnect:
-            return Response(status_code=400)  # nobody reads it
-
-    return answer
+def unexpected(error: Exception) -> Problem:
+    """What may be told of an error that nobody foresaw; the log has the rest, under the same id."""
+    said = described(500, InterlockError.default_code, "something went wrong in the server, see its log")
+    log.error("%s: %s", said.request_id, type(error).__name__, exc_info=error)
+    return said
 
 
 async def no_route(request: Request, error: Exception) -> Response:
-    """The answer where no route has this path, or none of those that have it this method."""
-    found = [one for one in request.app.routes if one.matches(request.scope)[0] is not Match.NONE]
-    if not found:
-        return problem(NotFound(f"nothing is at {request.scope['path'][:80]!r}"))
-    allowed = ", ".join(sorted({method for one in found for method in one.methods}))
-    refused = problem(NotAllowed(f"{request.method} is not for this path; allowed are {allowed}"))
-    refused.headers["allow"] = allowed
-    return refused
-
-
-async def read_body(
-    request: Request, kind: type[T], most: int = MOST_BYTES, *, otherwise: T | None = None
-) -> T:
-    """The JSON body as a *kind*; *otherwise* where there may be none, and is none.
-
-    Raises `ValidationError` naming what is wrong, `TooLarge` over *most* bytes, and `NotJson` for a body that
-    says it is something else: forms are what a foreign web page may send without being asked.
-    """
-    media = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if media != "application/json" and not media.endswith("+json"):
-        raise NotJson(f"content-type is {media[:80]!r}; send the body as application/json")
-    body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > most:
-            raise TooLarge(f"the body is too large; allowed are {most} bytes")
-    if otherwise is not None and not body:
-        return otherwise
-    return decoded(bytes(body), kind)
-
-
-def decoded(body: bytes, kind: type[T]) -> T:
-    """*body* as a *kind*; `ValidationError` says where it is none."""
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except msgspec.ValidationError as error:
-        raise ValidationError(f"the body is refused: {error}") from None
-    except RecursionError:
-        raise ValidationError("the body is refused: it is nested too deeply") from None
-    except (msgspec.DecodeError, UnicodeError) as error:
-        raise ValidationError(f"the body is not JSON: {error}") from None
+    """The answer where no route has this path."""
+    return problem(NotFound(f"nothing is at {request.scope['path'][:80]!r}"), request.scope)
 
 
 def encoded(value: Any) -> bytes:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from interlock.http.gateway.dialects import dialect_of, error_body
+from interlock.http.problems import PROBLEM_JSON, described, encoded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,8 +33,7 @@ async def refuse(
         names = {name.lower().decode("latin-1"): "" for name, _ in scope["headers"]}
         body, media = error_body(dialect_of(below, names), status, code, detail), b"application/json"
     else:
-        problem = {"type": "about:blank", "status": status, "code": code, "detail": detail}
-        body, media = msgspec.json.encode(problem), b"application/problem+json"
+        body, media = encoded(described(status, code, detail)), PROBLEM_JSON.encode()
     # An upgrade, too, is refused by a plain answer: nothing is accepted first.
     prefix = "" if scope["type"] == "http" else "websocket."
     fields = [(b"content-type", media), (b"content-length", b"%d" % len(body)), *headers]

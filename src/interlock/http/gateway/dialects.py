@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
+from interlock.http.retrying import retry_fields
 from interlock.provider.retry import inflated
 
 if TYPE_CHECKING:
@@ -84,8 +85,7 @@ def refusal_headers(retry_after: float | None, *, quota: bool = False) -> list[t
     headers: list[tuple[bytes, bytes]] = []
     if retry_after is not None and not math.isnan(retry_after):
         seconds = min(max(retry_after, 0.0), _RETRY_AFTER_MAX)
-        headers.append((b"retry-after", b"%d" % math.ceil(seconds)))
-        headers.append((b"retry-after-ms", b"%d" % math.ceil(seconds * 1000)))
+        headers += retry_fields(seconds)
     if quota:
         headers.append((b"x-should-retry", b"false"))
     return headers

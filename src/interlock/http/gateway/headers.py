@@ -6,20 +6,19 @@ connection stays on it, what speaks of the other origin stays there, and ours ar
 
 from __future__ import annotations
 
-import math
 import re
 from functools import lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from interlock.errors import ValidationError
+from interlock.http.ratelimit import RawHeaders as RawHeaders
+from interlock.http.ratelimit import Room, rate_limit_fields
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from interlock.http.gateway.dialects import Dialect
-
-RawHeaders = list[tuple[bytes, bytes]]
 
 _HOP_BY_HOP: Final = frozenset(
     b"connection keep-alive te trailer transfer-encoding upgrade http2-settings".split()
@@ -171,12 +170,5 @@ def concurrency_headers(
 
     While the provider is paused nothing is left of it: ``r=0``, and ``t`` says for how long.
     """
-    headers = [(b"x-interlock-wait-ms", b"%d" % wait_ms)]
-    if limit is None:
-        return headers
-    policy = b'"concurrency";q=%d;qu="concurrent-requests"' % limit
-    if paused_for is not None and paused_for > 0:
-        state = b'"concurrency";r=0;t=%d' % math.ceil(min(paused_for, 1e9))
-    else:
-        state = b'"concurrency";r=%d' % max(limit - in_flight, 0)
-    return [*headers, (b"ratelimit-policy", policy), (b"ratelimit", state)]
+    rooms = [] if limit is None else [Room("concurrency", limit, limit - in_flight, paused_for)]
+    return [(b"x-interlock-wait-ms", b"%d" % wait_ms), *rate_limit_fields(rooms)]

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import random
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -31,6 +30,7 @@ from interlock.http.gateway.reply import Reply
 from interlock.http.gateway.tracing import UNTRACED
 from interlock.http.gateway.upstream import Upstream, UpstreamError, UpstreamResponse
 from interlock.http.permits.room import WaitingRoom
+from interlock.http.retrying import RETRY_AFTER, spread, spread_after
 from interlock.provider.retry import (
     EXCERPT,
     WITHOUT_PERMIT,
@@ -395,9 +395,9 @@ class Gateway:
             error = caller_of(scope).told(error)
         retry_after = None
         if error.retryable:
-            retry_after = random.uniform(0.8, 1.2)  # noqa: S311 - only to keep the refused apart
-            retry_after = max(retry_after, error.details.get("retry_after", 0.0))
+            known = error.details.get("retry_after", 0.0)
+            retry_after = max(spread(scope, RETRY_AFTER), spread_after(scope, known))
             if (provider := self._reader.addressed(scope)) is not None:
                 paused_until = self._gate.reading(provider.id).paused_until or 0.0
-                retry_after = max(retry_after, paused_until - self._now())
+                retry_after = max(retry_after, spread_after(scope, paused_until - self._now()))
         await reply.refuse(error.status, error.code, error.message, retry_after=retry_after)

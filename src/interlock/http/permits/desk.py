@@ -40,6 +40,15 @@ _VIEW_SECONDS = 0.25
 """For so long one view is shown to everybody."""
 
 
+class PermitGone(NotFound):
+    """No permit of this id is held any more."""
+
+    default_code = PermitLost.default_code
+
+    def __init__(self, permit_id: str) -> None:
+        super().__init__(f"no permit {permit_id!r} is held: it was released, or its lease ran out")
+
+
 class PermitDesk:
     """The permits of *admission* for other processes; what has to survive this one is in *store*."""
 
@@ -194,7 +203,7 @@ class PermitDesk:
         """
         record = self.admission.kernel.permits.get(permit_id)
         if record is None:
-            raise not_held(permit_id)
+            raise PermitGone(permit_id)
         if not owns(record, fence):
             raise StaleFence(f"the fence {fence} of permit {permit_id!r} is stale", fence=record.fence)
         return record
@@ -299,14 +308,6 @@ def owns(record: model.Permit, fence: int) -> bool:
     Who had its units back may not have heard of its new fence yet.
     """
     return (record.serial or record.fence) <= fence <= record.fence
-
-
-def not_held(permit_id: str) -> NotFound:
-    """The error for the id of no permit."""
-    return NotFound(
-        f"no permit {permit_id!r} is held: it was released, or its lease ran out",
-        code=PermitLost.default_code,
-    )
 
 
 def new_id() -> str:

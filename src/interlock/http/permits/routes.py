@@ -3,45 +3,68 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
-from starlette.routing import Route
 
-from interlock.admission.wire import is_generated
+from interlock.core.model import UNLIMITED
 from interlock.errors import (
     AcquireTimeout,
     DeadlockDetected,
     Draining,
     InterlockError,
     InvalidOperation,
+    LimitExceeded,
+    QueueFull,
     StaleFence,
+    StoreError,
+    Unavailable,
     ValidationError,
 )
 from interlock.http.access.caller import caller_of
+from interlock.http.bodies import read_body
+from interlock.http.endpoints import endpoint
+from interlock.http.ids import NewId, check_new_id, check_not_reserved
+from interlock.http.permits.answers import (
+    PLACE,
+    ExplanationAnswer,
+    PermitAnswer,
+    ReleasedAnswer,
+    RenewalsAnswer,
+    RenewedAnswer,
+    WaitingPage,
+    WithdrawnAnswer,
+    explanation_said,
+    permit_said,
+    place_behind,
+    place_of,
+    waiting_said,
+)
 from interlock.http.permits.asking import Asking
-from interlock.http.permits.desk import new_id, not_held
-from interlock.http.problems import NotFound, answering, json, read_body
+from interlock.http.permits.desk import PermitGone, new_id
+from interlock.http.problems import NotFound, json, problem
+from interlock.http.queries import Query, read_query
+from interlock.http.ratelimit import RATE_LIMIT, RawHeaders, Room, rate_limit_fields
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from starlette.requests import Request
     from starlette.responses import Response
 
     from interlock.admission.permit import Permit
-    from interlock.admission.readings import BlockReading, Holder, Waiting
+    from interlock.admission.readings import BlockReading
     from interlock.core import model
-    from interlock.core.model import Outcome
     from interlock.http.access.caller import Caller
     from interlock.http.permits.desk import PermitDesk
 
 _DAY_MS = 86_400_000
 _WHOLE = 2**53
+_LATEST_MS = 10**14
+"""In the year 5138: a clock can reach it."""
 _MOST_RENEWED = 5000
-_OUTCOMES: dict[str, Outcome] = {"success": "success", "cancelled": "cancelled", "failed": "failed"}
+MOST_WAITING: Final = 10_000
+"""On one page; so many may wait in all."""
 
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
 Millis = Annotated[int, Meta(ge=0, le=_DAY_MS)]
@@ -57,13 +80,18 @@ class Asked(_Strict):
     """The body of ``POST /permits``; *since* in milliseconds since the epoch, *parent* a permit's id."""
 
     limits: Annotated[tuple[Name, ...], Meta(min_length=1, max_length=64)]
-    key: Name | None = None
-    owner: Name | None = None
+    key: NewId | None = None
+    owner: NewId | None = None
     parent: Name | None = None
     priority: Annotated[int, Meta(ge=-1000, le=1000)] = 0
-    since: Annotated[int, Meta(ge=0, le=_WHOLE)] | None = None
+    since: Annotated[int, Meta(ge=0, le=_LATEST_MS)] | None = None
     timeout_ms: Millis = 0
     lease_ms: LeaseMillis = 30_000
+
+    def __post_init__(self) -> None:
+        for name, text in (("key", self.key), ("owner", self.owner)):
+            if text is not None:
+                check_new_id(name, text)
 
 
 class Renewal(_Strict):
@@ -90,53 +118,71 @@ class Renewals(_Strict):
     lease_ms: LeaseMillis = 30_000
 
 
-def permit_routes(desk: PermitDesk) -> list[Route]:
-    """The routes of ``/permits`` and ``/waiting``."""
-    routes = _Routes(desk)
-    paths: list[tuple[str, Literal["GET", "POST", "DELETE"], Callable[[Request], Any]]] = [
-        ("/permits", "POST", routes.acquire),
-        ("/permits/renew", "POST", routes.renew_all),
-        ("/permits/{id:path}/renew", "POST", routes.renew),
-        ("/permits/{id:path}", "DELETE", routes.release),
-        ("/waiting", "GET", routes.waiting),
-        ("/waiting/{id:path}", "GET", routes.explain),
-        ("/waiting/{id:path}", "DELETE", routes.withdraw),
-    ]
-    return [Route(path, answering(handler), methods=[method]) for path, method, handler in paths]
+class Given(Query):
+    """What a release may say."""
+
+    fence: Fence | None = None
+    outcome: Literal["success", "cancelled", "failed"] = "success"
 
 
-class _Routes:
+class WaitingAsked(Query):
+    """A part of who waits: *after* is the ``next`` of the page before."""
+
+    limit: Annotated[int, Meta(ge=1, le=MOST_WAITING)] = MOST_WAITING
+    after: Annotated[str, Meta(max_length=400, pattern=PLACE)] | None = None
+
+
+class PermitRoutes:
+    """The routes of ``/permits`` and ``/waiting`` over *desk*."""
+
     def __init__(self, desk: PermitDesk) -> None:
         self._desk = desk
         self._admission = desk.admission
 
     # -- permits
 
+    @endpoint(
+        "POST /permits",
+        "submit",
+        "Take a permit over all of these limits, or none",
+        tag="permits",
+        body=Asked,
+        answers={201: PermitAnswer},
+        problems=(
+            AcquireTimeout,
+            DeadlockDetected,
+            Draining,
+            InvalidOperation,
+            LimitExceeded,
+            QueueFull,
+            StoreError,
+            Unavailable,
+        ),
+        answer_headers=RATE_LIMIT,
+        links={
+            "POST /permits/{id:path}/renew": {"id": "id", "fence": "body:fence"},
+            "DELETE /permits/{id:path}": {"id": "id", "fence": "fence"},
+        },
+    )
     async def acquire(self, request: Request) -> Response:
+        """It is held until its lease ends, unless it is renewed or released. With a timeout this waits."""
         asked = await read_body(request, Asked)
         desk, lease = self._desk, asked.lease_ms / 1000
         if desk.draining:
             raise Draining("the server is draining; come back in a moment")
+        if asked.key is not None:
+            check_not_reserved("key", asked.key, "renew")
         caller = caller_of(request.scope)
         for what, name in (("key", asked.key), ("owner", asked.owner), ("parent", asked.parent)):
             caller.check_name(what, name)
         key = asked.key or new_id() + caller.suffix
         caller.check_priority(asked.priority)
-        desk.ask(caller, asked.limits, key, waits=asked.timeout_ms > 0)
-        poll = _Poll(desk, request, key)
-        since = None if asked.since is None else asked.since / 1000
-        acquisition = self._admission.acquire(
-            *asked.limits,
-            key=key,
-            owner=asked.owner,
-            parent=desk.parent(asked.parent),
-            priority=asked.priority,
-            since=caller.started(since, self._admission.clock.now()),
-            timeout=asked.timeout_ms / 1000,
-            lease=lease,
-        )
         try:
-            record = await poll.record(acquisition.__await__())
+            desk.ask(caller, asked.limits, key, waits=asked.timeout_ms > 0)
+            poll = _Poll(desk, request, key)
+            record = await self._record(poll, asked, key, caller)
+        except (LimitExceeded, QueueFull) as error:
+            return problem(error, request.scope, self._room(asked.limits))
         except (AcquireTimeout, DeadlockDetected, InvalidOperation) as error:
             raise caller.told(error) from None
         if not poll.known:
@@ -145,18 +191,64 @@ class _Routes:
             await desk.safe(record, lease, poll)
         if poll.left:
             desk.give_back(record, poll)
-        return json(_permit(record, asked.limits), 201)
+        response = json(permit_said(record, asked.limits), 201)
+        response.raw_headers += self._room(asked.limits)
+        return response
 
+    async def _record(self, poll: _Poll, asked: Asked, key: str, caller: Caller) -> model.Permit:
+        since = None if asked.since is None else asked.since / 1000
+        return await poll.record(
+            self._admission.acquire(
+                *asked.limits,
+                key=key,
+                owner=asked.owner,
+                parent=self._desk.parent(asked.parent),
+                priority=asked.priority,
+                since=caller.started(since, self._admission.clock.now()),
+                timeout=asked.timeout_ms / 1000,
+                lease=asked.lease_ms / 1000,
+            ).__await__(),
+        )
+
+    def _room(self, names: tuple[str, ...]) -> RawHeaders:
+        """What is left of these limits, as far as they have an end."""
+        found = (self._admission.kernel.limits.get(name) for name in dict.fromkeys(names))
+        now = self._admission.clock.now()
+        return rate_limit_fields(
+            Room(limit.name, limit.capacity, limit.capacity - limit.used, _closed_for(limit, now))
+            for limit in found
+            if limit is not None and not limit.removed and limit.capacity != UNLIMITED
+        )
+
+    @endpoint(
+        "POST /permits/{id:path}/renew",
+        "submit",
+        "Hold a permit for longer",
+        tag="permits",
+        body=Renewal,
+        answers={200: RenewedAnswer},
+        problems=(PermitGone, StaleFence, StoreError),
+    )
     async def renew(self, request: Request) -> Response:
         body, permit_id = await read_body(request, Renewal), request.path_params["id"]
         if not caller_of(request.scope).owns(permit_id):
-            raise not_held(permit_id)
+            raise PermitGone(permit_id)
         end = await self._desk.renew(permit_id, body.fence, body.lease_ms / 1000)
         return json({"expiresAt": round(end * 1000)})
 
+    @endpoint(
+        "POST /permits/renew",
+        "submit",
+        "Hold many permits for longer",
+        tag="permits",
+        body=Renewals,
+        answers={200: RenewalsAnswer},
+        problems=(StoreError,),
+    )
     async def renew_all(self, request: Request) -> Response:
         """Many at once: what a process does from a thread, so that a busy event loop loses nothing."""
-        body, caller = await read_body(request, Renewals, most=4 << 20), caller_of(request.scope)
+        body = await read_body(request, Renewals, most=4 << 20, most_keys=6 * _MOST_RENEWED)
+        caller = caller_of(request.scope)
         lost = []
         for held in body.permits:
             if not caller.owns(held.id) or not all(
@@ -181,43 +273,65 @@ class _Routes:
             )
             await self._desk.renew(held.id, held.fence, lease)
 
+    @endpoint(
+        "DELETE /permits/{id:path}",
+        "submit",
+        "Give a permit back",
+        tag="permits",
+        query=Given,
+        answers={200: ReleasedAnswer},
+    )
     async def release(self, request: Request) -> Response:
-        fence, outcome = request.query_params.get("fence"), request.query_params.get("outcome", "success")
-        if fence is not None and not (fence.isascii() and fence.isdecimal() and len(fence) <= 16):
-            raise ValidationError(f"fence is {fence[:80]!r}; allowed are whole numbers")
-        how = _OUTCOMES.get(outcome)
-        if how is None:
-            raise ValidationError(f"outcome is {outcome[:80]!r}; allowed are {', '.join(_OUTCOMES)}")
+        """It may be repeated, and with the fence it never touches a successor."""
+        given = read_query(request, Given)
         permit_id = request.path_params["id"]
         ours = caller_of(request.scope).owns(permit_id)
         permit = self._admission.permit(permit_id) if ours else None
-        released = permit is not None and fence in (None, str(permit.fence)) and permit.release(how)
+        released = (
+            permit is not None and given.fence in (None, permit.fence) and permit.release(given.outcome)
+        )
         return json({"released": released})
 
     # -- waiting
 
+    @endpoint(
+        "GET /waiting", "read", "Who waits", tag="waiting", query=WaitingAsked, answers={200: WaitingPage}
+    )
     async def waiting(self, request: Request) -> Response:
+        """In the order in which they would go."""
+        asked = read_query(request, WaitingAsked)
         caller = caller_of(request.scope)
-        seen = [one for one in self._admission.waiting() if caller.owns(one.key, one.owner)]
-        return json({"waiting": [_waiting(one) for one in seen]})
+        found = [one for one in self._admission.waiting() if caller.owns(one.key, one.owner)]
+        start = 0 if asked.after is None else place_behind(found, asked.after)
+        shown = found[start : start + asked.limit]
+        more = start + len(shown) < len(found)
+        place = place_of(shown[-1]) if more else None
+        return json({"waiting": [waiting_said(one) for one in shown], "next": place})
 
+    @endpoint(
+        "GET /waiting/{id:path}",
+        "read",
+        "Why somebody waits",
+        tag="waiting",
+        answers={200: ExplanationAnswer},
+        problems=(NotFound,),
+    )
     async def explain(self, request: Request) -> Response:
         waiter_id, caller = request.path_params["id"], caller_of(request.scope)
         found = self._admission.explain(waiter_id)
         if found is None or not caller.owns(found.waiter.key, found.waiter.owner):
             raise _nobody(waiter_id)
         found = replace(found, blocks=tuple(_seen_by(caller, block) for block in found.blocks))
-        blocks = [
-            {
-                **_camel(asdict(block)),
-                "holders": [_holder(holder) for holder in block.holders],
-                "until": _ms(block.until),
-                "text": str(block),
-            }
-            for block in found.blocks
-        ]
-        return json({**_waiting(found.waiter), "blocks": blocks, "text": str(found)})
+        return json(explanation_said(found))
 
+    @endpoint(
+        "DELETE /waiting/{id:path}",
+        "submit",
+        "End a wait",
+        tag="waiting",
+        answers={200: WithdrawnAnswer},
+        problems=(NotFound,),
+    )
     async def withdraw(self, request: Request) -> Response:
         waiter_id, caller = request.path_params["id"], caller_of(request.scope)
         if caller.tenant is not None:
@@ -227,6 +341,10 @@ class _Routes:
         if not self._admission.withdraw(waiter_id, InvalidOperation("an operator ended this wait")):
             raise _nobody(waiter_id)
         return json({"withdrawn": True})
+
+
+def _closed_for(limit: model.Limit, now: float) -> float | None:
+    return None if limit.paused_until_ms is None else limit.paused_until_ms / 1000 - now
 
 
 class _Poll:
@@ -295,44 +413,3 @@ def _seen_by(caller: Caller, block: BlockReading) -> BlockReading:
 
 def _nobody(waiter_id: str) -> NotFound:
     return NotFound(f"nobody waits under {waiter_id!r}")
-
-
-def _permit(record: model.Permit, limits: tuple[str, ...]) -> dict[str, Any]:
-    body = {
-        "id": record.key,
-        "fence": record.fence,
-        "limits": limits,
-        "key": None if is_generated(record.key) else record.key,
-        "owner": record.owner,
-        "grantedAt": record.granted_ms,
-        "expiresAt": record.expires_ms,
-    }
-    return {name: value for name, value in body.items() if value is not None}
-
-
-def _waiting(waiting: Waiting) -> dict[str, Any]:
-    body = _camel(asdict(waiting))
-    body |= {name: _ms(body[name]) for name in ("since", "arrivedAt", "deadline")}
-    if is_generated(waiting.key):
-        body["key"] = None
-    return {name: value for name, value in body.items() if value is not None}
-
-
-def _holder(holder: Holder) -> dict[str, Any]:
-    body = _camel(asdict(holder))
-    body |= {name: _ms(body[name]) for name in ("grantedAt", "touchedAt")}
-    if is_generated(holder.key):
-        body["key"] = None
-    return {name: value for name, value in body.items() if value is not None}
-
-
-def _camel(body: dict[str, Any]) -> dict[str, Any]:
-    return {
-        word + "".join(part.capitalize() for part in rest): value
-        for name, value in body.items()
-        for word, *rest in (name.split("_"),)
-    }
-
-
-def _ms(seconds: float | None) -> int | None:
-    return None if seconds is None else round(seconds * 1000)

@@ -9,98 +9,99 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING
 
-from starlette.routing import Route
+import msgspec
 
-from interlock.core.runs import ENDED, SESSION_ENDED
 from interlock.errors import (
+    AcquireTimeout,
     Draining,
     InterlockError,
     InvalidOperation,
     InvalidStatus,
-    RunCancelled,
-    RunFailed,
-    RunInterrupted,
-    RunNotFound,
+    KeyReused,
+    QueueFull,
     SessionNotFound,
+    StoreError,
     Unavailable,
     ValidationError,
 )
 from interlock.http.access.caller import caller_of
-from interlock.http.problems import answering, json, read_body
+from interlock.http.bodies import read_body
+from interlock.http.endpoints import endpoint
+from interlock.http.problems import json, problem
+from interlock.http.queries import read_query
+from interlock.http.ratelimit import RATE_LIMIT, RawHeaders, Room, rate_limit_fields
 from interlock.http.sessions import words
+from interlock.http.sessions.answers import (
+    DrainedAnswer,
+    RunAnswer,
+    RunsPage,
+    SessionAnswer,
+    SessionsPage,
+    SubmittedAnswer,
+    run_said,
+    session_said,
+)
 from interlock.http.sessions.pages import page
+from interlock.http.sessions.reception import Reception, session_id_of
 from interlock.http.waiting import poll, while_there
-from interlock.session.recovery import PENDING
 from interlock.session.values import new_id
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
     from starlette.requests import Request
     from starlette.responses import Response
 
     from interlock.core.sessions import Run, Session
-    from interlock.http.permits.desk import PermitDesk
     from interlock.session.server import SessionServer
-    from interlock.session.sessions import Sessions
 
 log = logging.getLogger(__name__)
 
 
-def session_routes(sessions: Sessions | None, desk: PermitDesk, ready: Callable[[], bool]) -> list[Route]:
-    """The routes over *sessions*, without which they answer 503.
+class SessionPath(msgspec.Struct):
+    """A session."""
 
-    Who waits is sent away when *desk* drains; *ready* says whether new work is taken.
-    """
-    routes = _Routes(sessions, desk, ready)
-    paths: list[tuple[str, Literal["GET", "POST"], Callable[[Request], Any]]] = [
-        ("/sessions", "POST", routes.create),
-        ("/sessions", "GET", routes.sessions),
-        ("/sessions/{id}", "GET", routes.session),
-        ("/sessions/{id}/events", "GET", routes.events),
-        ("/sessions/{id}/drain", "POST", routes.drain),
-        ("/sessions/{id}/close", "POST", routes.close),
-        ("/sessions/{id}/runs", "POST", routes.submit),
-        ("/sessions/{id}/runs", "GET", routes.runs),
-        ("/runs/{id}", "GET", routes.run),
-        ("/runs/{id}/wait", "GET", routes.wait),
-        ("/runs/{id}/cancel", "POST", routes.cancel),
-        ("/runs/{id}/interrupt", "POST", routes.interrupt),
-        ("/runs/{id}/pause", "POST", routes.pause),
-        ("/runs/{id}/resume", "POST", routes.resume),
-    ]
-    return [Route(path, answering(handler), methods=[method]) for path, method, handler in paths]
+    id: words.Segment
 
 
-class _Routes:
-    def __init__(self, sessions: Sessions | None, desk: PermitDesk, ready: Callable[[], bool]) -> None:
-        self._kept = sessions
-        self._desk = desk
-        self._ready = ready
+_of_session = partial(endpoint, tag="sessions", within=SessionPath)
+_OF_SESSION = {
+    "GET /sessions/{id}": {"id": "id"},
+    "POST /sessions/{id}/runs": {"id": "id"},
+    "GET /sessions/{id}/runs": {"id": "id"},
+    "GET /sessions/{id}/events": {"id": "id"},
+    "POST /sessions/{id}/close": {"id": "id"},
+}
+_OF_RUN = {
+    "GET /runs/{id}": {"id": "runId"},
+    "GET /runs/{id}/wait": {"id": "runId"},
+    "POST /runs/{id}/cancel": {"id": "runId"},
+    "GET /sessions/{id}/events": {"id": "sessionId"},
+}
+
+
+class SessionRoutes:
+    """The routes of sessions, and of the runs that are submitted to one."""
+
+    def __init__(self, reception: Reception) -> None:
+        self._reception = reception
         self._closing: set[asyncio.Task[Session]] = set()
 
-    @property
-    def _sessions(self) -> Sessions:
-        if self._kept is None:
-            raise Unavailable("this server keeps no sessions")
-        return self._kept
-
-    def _taking(self) -> Sessions:
-        """The sessions, as long as they get new work."""
-        sessions = self._sessions
-        if not self._ready() or self._desk.draining:
-            raise Draining("the server is draining; come back in a moment")
-        return sessions
-
-    # -- sessions
-
-    async def create(self, request: Request) -> Response:
+    @endpoint(
+        "POST /sessions",
+        "submit",
+        "Make a session",
+        tag="sessions",
+        body=words.NewSession,
+        answers={200: SessionAnswer, 201: SessionAnswer},
+        problems=(Draining, InvalidOperation, InvalidStatus, StoreError, Unavailable),
+        links=_OF_SESSION,
+    )
+    async def create_session(self, request: Request) -> Response:
         """Made once: the same body again finds the session that is there."""
-        sessions = self._taking()
+        sessions = self._reception.taking()
         asked = await read_body(request, words.NewSession, words.MOST_BYTES)
-        asked.check()
         caller = caller_of(request.scope)
         caller.check_name("id", asked.id)
         session_id = asked.id
@@ -126,54 +127,94 @@ class _Routes:
         session = await sessions.store.get_session(server.session_id)
         return json(self._session_said(session), 201 if there is None else 200)
 
+    @endpoint(
+        "GET /sessions",
+        "read",
+        "Sessions",
+        tag="sessions",
+        query=words.SessionsAsked,
+        answers={200: SessionsPage},
+        problems=(StoreError, Unavailable),
+    )
     async def sessions(self, request: Request) -> Response:
-        asked = words.page_asked(request, words.SESSION_STATUSES)
-        store = self._sessions.store
-
+        asked = read_query(request, words.SessionsAsked)
+        store = self._reception.sessions.store
         caller = caller_of(request.scope)
 
         async def read(after: str | None, limit: int) -> list[Session]:
             if after is not None and not caller.owns(after):
                 raise SessionNotFound(f"no session {after!r}")
+            statuses = frozenset(asked.status) or None
             found: list[Session] = []
             while len(found) < limit:
-                page = await store.list_sessions(statuses=asked.statuses, after=after, limit=limit)
+                page = await store.list_sessions(statuses=statuses, after=after, limit=limit)
                 found += [session for session in page if caller.owns(session.id)]
                 if len(page) < limit:
                     break
                 after = page[-1].id
             return found[:limit]
 
-        async def said(found: list[Session]) -> list[dict[str, Any]]:
-            return [words.session_said(session) for session in found]
+        async def said(found: list[Session]) -> list[SessionAnswer]:
+            return [session_said(session) for session in found]
 
         return json(await page("sessions", read, said, after=asked.after, limit=asked.limit))
 
+    @_of_session(
+        "GET /sessions/{id}",
+        "read",
+        "A session",
+        answers={200: SessionAnswer},
+        problems=(SessionNotFound, StoreError, Unavailable),
+    )
     async def session(self, request: Request) -> Response:
         return json(self._session_said(await self._session(request)))
 
-    async def events(self, request: Request) -> Response:
-        """Asked only where there are no sessions: elsewhere `interlock.http.events` comes first."""
-        raise Unavailable("this server keeps no sessions")
-
-    async def drain(self, request: Request) -> Response:
+    @_of_session(
+        "POST /sessions/{id}/drain",
+        "submit",
+        "Wait until a session has nothing to do",
+        body=words.Drain,
+        body_needed=False,
+        answers={200: DrainedAnswer},
+        problems=(
+            AcquireTimeout,
+            Draining,
+            InvalidOperation,
+            InvalidStatus,
+            SessionNotFound,
+            StoreError,
+            Unavailable,
+        ),
+    )
+    async def drain_session(self, request: Request) -> Response:
         """Wait until nothing is left to do; a client that leaves lets new runs in again."""
-        session_id = _session_id(request)
+        session_id = session_id_of(request)
         asked = await read_body(request, words.Drain, otherwise=words.Drain())
-        server = await self._server(session_id)
-        await poll(request, self._desk, server.drain(timeout=asked.timeout_ms / 1000))
+        server = await self._reception.server(session_id)
+        await poll(request, self._reception.desk, server.drain(timeout=asked.timeout_ms / 1000))
         return json({"drained": True})
 
-    async def close(self, request: Request) -> Response:
+    @_of_session(
+        "POST /sessions/{id}/close",
+        "submit",
+        "End a session",
+        body=words.Close,
+        body_needed=False,
+        answers={200: SessionAnswer},
+        problems=(Draining, InvalidOperation, InvalidStatus, SessionNotFound, StoreError, Unavailable),
+    )
+    async def close_session(self, request: Request) -> Response:
         """End what runs here; it is done even if the client does not wait for it."""
         session = await self._session(request)
         asked = await read_body(request, words.Close, otherwise=words.Close())
         if session.status != "completed":
-            work = self._sessions.close(session.id, complete=asked.complete, timeout=asked.timeout_ms / 1000)
+            work = self._reception.sessions.close(
+                session.id, complete=asked.complete, timeout=asked.timeout_ms / 1000
+            )
             task = asyncio.get_running_loop().create_task(work)
             self._closing.add(task)
             task.add_done_callback(self._closed)
-            session = await while_there(request, self._desk, task)
+            session = await while_there(request, self._reception.desk, task)
         return json(self._session_said(session))
 
     def _closed(self, task: asyncio.Task[Session]) -> None:
@@ -182,63 +223,65 @@ class _Routes:
             log.info("a session was not closed: %s", task.exception())
 
     async def _session(self, request: Request) -> Session:
-        return await self._sessions.store.get_session(_session_id(request))
+        return await self._reception.sessions.store.get_session(session_id_of(request))
 
-    def _served(self, session_id: str) -> SessionServer | None:
-        server = self._sessions.running.get(session_id)
-        return None if server is None or server.closed else server
-
-    async def _server(self, session_id: str) -> SessionServer:
-        """The session's server, started if need be.
-
-        Raises `SessionNotFound`, `InvalidStatus` for a session that has ended, and `InvalidOperation` for one
-        whose agent is not configured any more.
-        """
-        sessions = self._sessions
-        if (server := self._served(session_id)) is not None:
-            return server
-        session = await sessions.store.get_session(session_id)
-        if session.status not in SESSION_ENDED and session.agent_id not in sessions.agents:
-            raise InvalidOperation(
-                f"session {session_id!r} can only be read: its agent {session.agent_id!r} is not configured"
-            )
-        return await sessions.get(session_id)
-
-    def _session_said(self, session: Session) -> dict[str, Any]:
-        server = self._served(session.id)
+    def _session_said(self, session: Session) -> SessionAnswer:
+        server = self._reception.served(session.id)
         if server is None:
-            return words.session_said(session)
-        status = server.status()
-        return words.session_said(session) | {
-            "inFlightRuns": status.in_flight_runs,
-            "queuedRuns": status.queued_runs,
-            "subscribers": status.subscribers,
-        }
+            return session_said(session)
+        status, said = server.status(), session_said(session)
+        said["inFlightRuns"] = list(status.in_flight_runs)
+        said["queuedRuns"] = list(status.queued_runs)
+        said["subscribers"] = status.subscribers
+        return said
 
     # -- runs
 
-    async def submit(self, request: Request) -> Response:
+    @_of_session(
+        "POST /sessions/{id}/runs",
+        "submit",
+        "Submit a run",
+        headers=words.Submit,
+        body=words.NewRun,
+        answers={202: SubmittedAnswer},
+        problems=(
+            Draining,
+            InvalidOperation,
+            InvalidStatus,
+            KeyReused,
+            QueueFull,
+            SessionNotFound,
+            StoreError,
+            Unavailable,
+        ),
+        answer_headers=RATE_LIMIT
+        | {"Idempotent-Replay": "`true` if the key was used before: it is that run."},
+        links=_OF_RUN,
+    )
+    async def submit_run(self, request: Request) -> Response:
         """Durable once it is answered; the same key again is the same run."""
-        sessions = self._taking()
-        session_id, key = _session_id(request), words.idempotency_key(request)
+        sessions = self._reception.taking()
+        session_id, key = session_id_of(request), words.idempotency_key(request)
         asked = await read_body(request, words.NewRun, words.MOST_BYTES)
-        asked.check()
         caller = caller_of(request.scope)
         caller.check_priority(asked.priority)
-        if self._desk.budgets is not None:
-            self._desk.budgets.ask(caller)
-        server, began = await self._server(session_id), sessions.clock.now()
-        run_id = await server.submit_run(
-            asked.input,
-            idempotency_key=key,
-            timeout=None if asked.timeout_ms is None else asked.timeout_ms / 1000,
-            priority=asked.priority,
-            retry=asked.retry,
-            metadata=asked.metadata,
-        )
+        if self._reception.desk.budgets is not None:
+            self._reception.desk.budgets.ask(caller)
+        server, began = await self._reception.server(session_id), sessions.clock.now()
+        try:
+            run_id = await server.submit_run(
+                asked.input,
+                idempotency_key=key,
+                timeout=None if asked.timeout_ms is None else asked.timeout_ms / 1000,
+                priority=asked.priority,
+                retry=asked.retry,
+                metadata=asked.metadata,
+            )
+        except QueueFull as error:
+            return problem(error, request.scope, _queue(server))
         run = await sessions.store.get_run(run_id)
-        line = await self._place(run)
-        body = {
+        line = await self._reception.place(run)
+        body: SubmittedAnswer = {
             "runId": run.id,
             "sessionId": run.session_id,
             "status": run.status,
@@ -246,116 +289,41 @@ class _Routes:
         }
         # What was submitted before we were asked was submitted by somebody who used the same key.
         replay = {"idempotent-replay": "true"} if run.submitted_at < began else None
-        return json(body, 202, replay)
+        response = json(body, 202, replay)
+        response.raw_headers += _queue(server)
+        return response
 
+    @_of_session(
+        "GET /sessions/{id}/runs",
+        "read",
+        "The runs of a session",
+        query=words.RunsAsked,
+        answers={200: RunsPage},
+        problems=(SessionNotFound, StoreError, Unavailable),
+    )
     async def runs(self, request: Request) -> Response:
-        asked = words.page_asked(request, words.RUN_STATUSES)
+        asked = read_query(request, words.RunsAsked)
         session = await self._session(request)
-        store = self._sessions.store
+        store = self._reception.sessions.store
 
         async def read(after: str | None, limit: int) -> list[Run]:
-            return await store.list_runs(session.id, statuses=asked.statuses, after=after, limit=limit)
+            return await store.list_runs(
+                session.id, statuses=frozenset(asked.status) or None, after=after, limit=limit
+            )
 
-        async def said(found: list[Run]) -> list[dict[str, Any]]:
+        async def said(found: list[Run]) -> list[RunAnswer]:
             waits = any(run.status == "pending" for run in found)
-            line = await self._line(session.id) if waits else None
-            return [words.run_said(run, line) for run in found]
+            line = await self._reception.line(session.id) if waits else None
+            return [run_said(run, line) for run in found]
 
         return json(await page("runs", read, said, after=asked.after, limit=asked.limit))
 
-    async def run(self, request: Request) -> Response:
-        return await self._run_said(await self._run(request))
 
-    async def wait(self, request: Request) -> Response:
-        """The run once it has ended, however it ended."""
-        timeout = words.wait_asked(request)
-        run = await self._run(request)
-        if run.status not in ENDED:
-            server = await self._server(run.session_id)
-            with suppress(RunFailed, RunCancelled, RunInterrupted):
-                await poll(request, self._desk, server.await_run(run.id, timeout=timeout))
-            run = await self._run(request)
-        return await self._run_said(run)
-
-    async def cancel(self, request: Request) -> Response:
-        """One that has ended stays as it is: the client gets what it wanted, or is told that it came late."""
-        run = await self._run(request)
-        if run.status not in ENDED:
-            await (await self._server(run.session_id)).cancel_run(run.id)
-            run = await self._run(request)
-        return json({"runId": run.id, "status": run.status}, 202)
-
-    async def interrupt(self, request: Request) -> Response:
-        return await self._change(request, lambda server: server.interrupt_run)
-
-    async def pause(self, request: Request) -> Response:
-        return await self._change(request, lambda server: server.pause_run)
-
-    async def resume(self, request: Request) -> Response:
-        return await self._change(request, lambda server: server.resume_run)
-
-    async def _change(
-        self, request: Request, verb: Callable[[SessionServer], Callable[[str], Awaitable[None]]]
-    ) -> Response:
-        """Do *verb* to a run in flight; 409 for any other."""
-        run = await self._run(request)
-        if run.status not in ENDED:
-            server = await self._server(run.session_id)
-            with suppress(RunNotFound):  # it is there, but not in flight
-                await verb(server)(run.id)
-                run = await self._run(request)
-                return json({"runId": run.id, "status": run.status}, 202)
-            run = await self._run(request)
-        raise InvalidStatus(f"run {run.id!r} is {run.status}, not in flight", status=run.status)
-
-    async def _run(self, request: Request) -> Run:
-        run_id = _run_id(request)
-        run = await self._sessions.store.get_run(run_id)
-        if not caller_of(request.scope).owns(run.session_id):
-            raise RunNotFound(f"no run {run_id!r}", run=run_id)
-        return run
-
-    async def _run_said(self, run: Run) -> Response:
-        return json(words.run_said(run, await self._place(run)))
-
-    async def _place(self, run: Run) -> words.Line | None:
-        """The line in which *run* waits, as far as it matters to it."""
-        if run.status != "pending":
-            return None
-        server = self._served(run.session_id)
-        if server is None:
-            return await self._line(run.session_id)
-        place, blocking = server.waits_for(run.id) or (None, ())
-        return words.Line({} if place is None else {run.id: place}, blocking)
-
-    async def _line(self, session_id: str) -> words.Line:
-        """The line of all runs of the session that have not started."""
-        server = self._served(session_id)
-        if server is None:  # nobody works on it: that is what it waits for
-            waiting = [run.id for run in await self._sessions.store.list_runs(session_id, statuses=PENDING)]
-        else:
-            waiting = list(server.status().queued_runs)
-        first = server.waits_for(waiting[0]) if server and waiting else None
-        places = {run_id: place for place, run_id in enumerate(waiting, 1)}
-        return words.Line(places, () if first is None else first[1])
-
-
-def _session_id(request: Request) -> str:
-    """The session's id in the path; `SessionNotFound` where it can be none of the caller's."""
-    session_id: str = request.path_params["id"]
-    if not words.is_id(session_id):
-        raise SessionNotFound(f"no session {session_id[:80]!r}")
-    if not caller_of(request.scope).owns(session_id):
-        raise SessionNotFound(f"no session {session_id!r}", session=session_id)
-    return session_id
-
-
-def _run_id(request: Request) -> str:
-    """The run's id in the path; `RunNotFound` where it can be none."""
-    run_id: str = request.path_params["id"]
-    if not words.is_id(run_id):
-        raise RunNotFound(f"no run {run_id[:80]!r}")
-    return run_id
+def _queue(server: SessionServer) -> RawHeaders:
+    """What is left of the session's queue."""
+    status = server.status()
+    room = status.max_queued_runs - status.queued_count
+    return rate_limit_fields([Room("queued-runs", status.max_queued_runs, room)])
 
 
 def _same(session: Session, asked: words.NewSession) -> None:
