@@ -68,12 +68,20 @@ class Door:
 
 @asynccontextmanager
 async def door(
-    configured: str | None = None, settings: Settings | None = None, provider: str = DEAD, **bounds: Any
+    configured: str | None = None,
+    settings: Settings | None = None,
+    provider: str = DEAD,
+    *,
+    real_time: bool = False,
+    **bounds: Any,
 ) -> AsyncIterator[Door]:
-    """A server whose tokens are those in *settings* (default: none) and the *configured* one."""
+    """A server whose tokens are those in *settings* (default: none) and the *configured* one.
+
+    Time is virtual, unless waits are to end in *real_time*.
+    """
     clock = VirtualClock(1_000_000.0)
     async with AsyncExitStack() as stack:
-        admission = LocalAdmission(clock=clock)
+        admission = LocalAdmission(clock=None if real_time else clock)
         limits = FleetLimits(admission, MemoryStore())
         await limits.load({})
         gate = await stack.enter_async_context(ProviderGate(admission=admission, default_cooldown=0.0))

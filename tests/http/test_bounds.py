@@ -89,7 +89,11 @@ async def test_without_tokens_everybody_goes_anywhere() -> None:
 
 async def test_no_start_before_yesterday_or_after_now() -> None:
     """A time to come counts as now, and for who is no admin one long ago as a day ago: on every way in."""
-    async with upstream() as provider, door(provider=provider.url) as server, AsyncExitStack() as stack:
+    async with (
+        upstream() as provider,
+        door(provider=provider.url, real_time=True) as server,
+        AsyncExitStack() as stack,
+    ):
         stack.enter_context(full(server.admission, "a", "provider:p"))
         token, admin = await server.token(*SCOPES), await server.token("admin")
         now = SystemClock().now()  # that of the admission
@@ -97,7 +101,7 @@ async def test_no_start_before_yesterday_or_after_now() -> None:
         waiting = []
         for who, shown in (("token", token), ("admin", admin)):
             for name, since in said.items():
-                body = {"owner": f"{who} {name}", "since": round(since * 1000), "timeoutMs": 60_000}
+                body = {"owner": f"{who}.{name}", "since": round(since * 1000), "timeoutMs": 60_000}
                 waiting.append(asyncio.ensure_future(take(server, shown, **body)))
                 client = await stack.enter_async_context(caller(server.url))
                 started = (b"x-interlock-prompt-started-at", b"%d" % round(since * 1000))
@@ -107,7 +111,7 @@ async def test_no_start_before_yesterday_or_after_now() -> None:
             await until(lambda: len(server.admission.waiting()) == 12)
             since = {one.owner: one.since for one in server.admission.waiting()}
             later = SystemClock().now()
-            for mark in (" ", "-"):
+            for mark in (".", "-"):
                 assert now - OLDEST_START - 1 <= since[f"token{mark}old"] <= later - OLDEST_START
                 assert since[f"admin{mark}old"] == 1.0
                 for who in ("token", "admin"):

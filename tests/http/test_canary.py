@@ -11,8 +11,9 @@ import pytest
 
 from gateways import Header, call, chat, gateway, upstream
 from interlock.config import load_config
-from interlock.http.access.scopes import CONNECT, GATEWAY, TABLE
+from interlock.http.access.scopes import CONNECT, GATEWAY
 from interlock.http.gateway.call import GatewayProvider
+from interlock.http.table import SCOPES
 from raw_http import all_that_came
 from served_tokens import bearer, door
 
@@ -65,7 +66,7 @@ async def test_no_secret_shows_anywhere(caplog: pytest.LogCaptureFixture, tmp_pa
         secrets = {made, gone, CONFIGURED, CALLERS, QUERY}
         keys: list[Header] = [(b"x-api-key", CALLERS.encode()), (b"x-goog-api-key", CALLERS.encode())]
         bodies: list[Any] = [None, {"nonsense": QUERY}, {"limits": ["nothing"], "key": QUERY}]
-        for key in TABLE:
+        for key in SCOPES:
             if key == CONNECT:
                 continue
             method, path = asked(key)

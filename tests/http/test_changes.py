@@ -14,7 +14,7 @@ import pytest
 
 from gateways import call, caller, gateway, hosting, open_to_all, until
 from interlock.admission.local import LocalAdmission
-from interlock.http.access.scopes import ANYBODY, CALLER
+from interlock.http.access.caller import ANYBODY, CALLER
 from interlock.http.changes import FleetRoutes, FleetStreams
 from interlock.http.control import Fleet
 from interlock.http.endpoints import routes_of

@@ -14,7 +14,7 @@ import pytest
 from gateways import Caller, call, caller, hosting, open_to_all, until
 from interlock.core.sessions import Event
 from interlock.errors import StoreError
-from interlock.http.access.scopes import ANYBODY, CALLER
+from interlock.http.access.caller import ANYBODY, CALLER
 from interlock.http.endpoints import routes_of
 from interlock.http.events import EventRoutes, EventStreams, frame
 from interlock.http.streaming import wants_stream

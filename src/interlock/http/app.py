@@ -83,12 +83,7 @@ def create_app(
     streams = StreamRoom()
     watched = FleetStreams(Overview(gate, fleet, sessions).read, clock=gate.clock, room=streams)
     gateway.budgets = desk.budgets = book.budgets
-    gateway.room = desk.room = WaitingRoom(
-        gate.admission.kernel,
-        most=server.max_waiting,
-        most_per_limit=server.max_waiting_per_limit,
-        most_bytes=server.max_waiting_bytes,
-    )
+    gateway.room = desk.room = _room(gate, server)
     desk.on_drain(watched.close)
 
     def ready() -> bool:
@@ -108,10 +103,7 @@ def create_app(
         MetricsRoutes(metrics),
         TokenRoutes(book),
     ]
-    routes = routes_of(*holders, DescriptionRoutes([*holders, DescriptionRoutes]))
-    control = Starlette(routes=routes, exception_handlers={404: no_route})
-    control.router.redirect_slashes = False  # the redirect would be built from the Host header
-    close(control.routes, but=Path)
+    control = _control_plane(holders)
     through = scoped(gateway, SCOPES[GATEWAY])
     connected = _connecting(desk)
 
@@ -129,6 +121,24 @@ def create_app(
     any_host = server.socket is None and server.host in ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
     return Guard(
         route, hosts=(server.host, *server.allowed_hosts), book=book, any_host=any_host, chance=chance
+    )
+
+
+def _control_plane(holders: list[Any]) -> Starlette:
+    """The endpoints of *holders*, and the description of them all."""
+    routes = routes_of(*holders, DescriptionRoutes([*holders, DescriptionRoutes]))
+    control = Starlette(routes=routes, exception_handlers={404: no_route})
+    control.router.redirect_slashes = False  # the redirect would be built from the Host header
+    close(control.routes, but=Path)
+    return control
+
+
+def _room(gate: ProviderGate, server: ServerConfig) -> WaitingRoom:
+    return WaitingRoom(
+        gate.admission.kernel,
+        most=server.max_waiting,
+        most_per_limit=server.max_waiting_per_limit,
+        most_bytes=server.max_waiting_bytes,
     )
 
 

@@ -112,10 +112,10 @@ class Guard:
         for origin in fields.get(b"origin", []):
             if not self._same_site(origin, hosts[0]):
                 return _Refusal(403, "cross_site", f"requests from pages of {origin!r:.80} are refused")
-        if any(
-            coding.strip().lower() not in ("", "identity") for coding in fields.get(b"content-encoding", [])
-        ):
-            return _Refusal(415, "content_encoding", "send the body as it is: no Content-Encoding is read")
+        for coding in fields.get(b"content-encoding", []):
+            if coding.strip().lower() not in ("", "identity"):
+                told = f"content-encoding is {coding!r:.80}; send the body as it is"
+                return _Refusal(415, "content_encoding", told)
         if self._book is None or not self._book.required or scope["path"] in OPEN_PATHS:
             return ANYBODY
         return self._authenticated(self._book, scope, fields)
