@@ -11,7 +11,14 @@ from msgspec import Meta
 from starlette.routing import Route
 
 from interlock.admission.wire import is_generated
-from interlock.errors import Draining, InterlockError, InvalidOperation, StaleFence, ValidationError
+from interlock.errors import (
+    Draining,
+    InterlockError,
+    InvalidOperation,
+    StaleFence,
+    Unavailable,
+    ValidationError,
+)
 from interlock.http.permits.asking import Asking
 from interlock.http.permits.desk import new_id
 from interlock.http.problems import NotFound, answering, json, read_body
@@ -233,7 +240,9 @@ class _Poll:
             called_off()
 
     def _settled(self, permit: Permit | None, error: InterlockError | None) -> None:
-        record = None if permit is None else self._desk.admission.kernel.permits[self._key]
+        record = None if permit is None else self._desk.admission.kernel.permits.get(self._key)
+        if permit is not None and record is None:
+            error = Unavailable("the server stood still until the lease was over; ask again")
         if record is not None:
             self._desk.taken(record, self, self._known)
         if self._answer.done():  # cancelled, and whoever awaits it has not come to run yet
