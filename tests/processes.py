@@ -77,10 +77,12 @@ async def command(*arguments: str, cwd: Path, env: dict[str, str] | None = None)
 
 
 @asynccontextmanager
-async def serve(tmp_path: Path, config: str, env: dict[str, str] | None = None) -> AsyncIterator[Running]:
-    """``interlock serve`` in *tmp_path* with *config* as its ``interlock.toml``, on a free port."""
+async def serve(
+    tmp_path: Path, config: str, env: dict[str, str] | None = None, port: int = 0
+) -> AsyncIterator[Running]:
+    """``interlock serve`` in *tmp_path* with *config* as its ``interlock.toml``, on *port* or a free one."""
     (tmp_path / "interlock.toml").write_text(config, encoding="utf-8")
-    async with _running("serve", "--port", "0", cwd=tmp_path, env=env) as server:
+    async with _running("serve", "--port", f"{port}", cwd=tmp_path, env=env) as server:
         yield server
 
 

@@ -24,7 +24,7 @@ from e2e.observe import until
 from gateways import call
 from interlock.admission.permit import Permit
 from interlock.admission.remote import RemoteAdmission
-from processes import Running, _running, environment, serve
+from processes import environment, serve
 
 SEED = int(os.environ.get("E2E_SEED", time.time_ns() % 1_000_000))
 LIMIT = 4
@@ -249,17 +249,10 @@ async def test_killed_processes_leave_nothing_behind_for_long(tmp_path: Path, di
     await killed_at_random(tmp_path, dice, rounds=120)
 
 
-@asynccontextmanager
-async def server_at(directory: Path, port: int = 0) -> AsyncIterator[Running]:
-    (directory / "interlock.toml").write_text(CONFIG)
-    async with _running("serve", "--port", f"{port}", cwd=directory, env=None) as server:
-        yield server
-
-
 async def restarted_at_random(tmp_path: Path, dice: Random, rounds: int) -> None:
     async with AsyncExitStack() as stack:
         inside = await stack.enter_async_context(counter())
-        server = await stack.enter_async_context(server_at(tmp_path))
+        server = await stack.enter_async_context(serve(tmp_path, CONFIG))
         port = int(server.url.rpartition(":")[2])
         # Some work lasts longer than the server is away, some longer than the lease.
         team = await stack.enter_async_context(workers(server.url, inside, longest=1.5))
@@ -275,7 +268,7 @@ async def restarted_at_random(tmp_path: Path, dice: Random, rounds: int) -> None
                 team.kill(dice.choice(team.alive))  # its units are known to nobody now
                 team.add()
             await asyncio.sleep(dice.uniform(0, 0.3))
-            server = await stack.enter_async_context(server_at(tmp_path, port))
+            server = await stack.enter_async_context(serve(tmp_path, CONFIG, port=port))
             took.append(await team.going_on(6))
             assert inside.peak <= LIMIT
         print(
@@ -300,7 +293,7 @@ async def test_a_killed_server_is_told_what_is_held_for_long(tmp_path: Path, dic
 async def test_a_server_that_is_told_to_stop_is_soon_gone(tmp_path: Path) -> None:
     """Long polls are ended, connections closed; its permits go on in the next one."""
     async with AsyncExitStack() as stack:
-        server = await stack.enter_async_context(server_at(tmp_path))
+        server = await stack.enter_async_context(serve(tmp_path, CONFIG))
         admission = RemoteAdmission(server.url, lease=5.0)
         stack.push_async_callback(admission.aclose)
         permits = [await admission.acquire("tools") for _ in range(LIMIT)]
@@ -320,7 +313,7 @@ async def test_a_server_that_is_told_to_stop_is_soon_gone(tmp_path: Path) -> Non
         assert await server.ended(within=5.0) == 0
         assert server.stderr() == ""
         port = int(server.url.rpartition(":")[2])
-        await stack.enter_async_context(server_at(tmp_path, port))
+        await stack.enter_async_context(serve(tmp_path, CONFIG, port=port))
         await admission.refresh()
         assert {one.id for one in admission.holders("tools")} == {permit.id for permit in permits}
         assert not waiting.done()
