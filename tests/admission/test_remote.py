@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from fault_proxy import Proxy, proxy
 from admission.harnesses import Hosted, hosted
+from fault_proxy import Proxy, proxy
 from interlock.admission.local import LocalAdmission
 from interlock.admission.remote import RemoteAdmission
 from interlock.errors import AcquireTimeout, InvalidOperation, PermitLost, Unavailable, ValidationError

@@ -6,7 +6,7 @@ import asyncio
 import time
 
 from admission.harnesses import hosted
-from gateways import call
+from gateways import call, until
 from interlock.admission.local import LocalAdmission
 from interlock.admission.remote import RemoteAdmission
 
@@ -33,9 +33,7 @@ async def test_whoever_waits_is_answered() -> None:
                 return permit.fence
 
         waiting = asyncio.create_task(acquire())
-        async with asyncio.timeout(5):
-            while not admission.waiting():
-                await asyncio.sleep(0.005)
+        await until(admission.waiting)
         stand_still()
         async with asyncio.timeout(10):
             assert await waiting > first.fence
@@ -51,9 +49,7 @@ async def test_whoever_polls_is_answered() -> None:
         first = await admission.acquire("a", lease=LEASE)
         json = [(b"content-type", b"application/json")]
         polling = asyncio.create_task(call(server.url, "POST", "/permits", json, BODY))
-        async with asyncio.timeout(5):
-            while not admission.waiting():
-                await asyncio.sleep(0.005)
+        await until(admission.waiting)
         stand_still()
         async with asyncio.timeout(10):
             answer = await polling
