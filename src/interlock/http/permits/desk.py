@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
 
     from interlock.admission.local import LocalAdmission
+    from interlock.admission.permit import Permit
     from interlock.core import model
     from interlock.ledger import Ledger
     from interlock.ports import Settings
@@ -166,6 +167,13 @@ class PermitDesk:
         if not owns(record, fence):
             raise StaleFence(f"the fence {fence} of permit {permit_id!r} is stale", fence=record.fence)
         return record
+
+    def parent(self, parent_id: str | None) -> Permit | None:
+        """The permit that somebody asks below, if any. `InvalidOperation` if it has ended."""
+        parent = None if parent_id is None else self.admission.permit(parent_id)
+        if parent is None and parent_id is not None:
+            raise InvalidOperation(f"the parent {parent_id!r} has been released")
+        return parent
 
     def adopt(
         self,

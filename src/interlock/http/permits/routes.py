@@ -122,7 +122,7 @@ class _Routes:
                 *asked.limits,
                 key=key,
                 owner=asked.owner,
-                parent=self._parent(asked.parent),
+                parent=self._desk.parent(asked.parent),
                 priority=asked.priority,
                 since=None if asked.since is None else asked.since / 1000,
                 timeout=asked.timeout_ms / 1000,
@@ -134,14 +134,6 @@ class _Routes:
         if poll.left:
             desk.give_back(record, poll)
         return json(_permit(record, asked.limits), 201)
-
-    def _parent(self, parent_id: str | None) -> Permit | None:
-        if parent_id is None:
-            return None
-        parent = self._admission.permit(parent_id)
-        if parent is None:
-            raise InvalidOperation(f"the parent {parent_id!r} has been released")
-        return parent
 
     async def renew(self, request: Request) -> Response:
         body = await read_body(request, Renewal)

@@ -234,7 +234,7 @@ class _Connection:
                 *said.names,
                 key=said.id,
                 owner=more.owner,
-                parent=self._parent(more.parent),
+                parent=self._desk.parent(more.parent),
                 priority=more.priority,
                 since=self._since(more),
                 timeout=more.timeout,
@@ -269,14 +269,6 @@ class _Connection:
     def _queued(self, said: Acquire) -> None:
         waiter = self._kernel.waiters.get(said.id)
         self._say("queued", said.ask, None if waiter is None else waiter.since_ms / 1000)
-
-    def _parent(self, parent_id: str | None) -> Permit | None:
-        if parent_id is None:
-            return None
-        parent = self._admission.permit(parent_id)
-        if parent is None:
-            raise InvalidOperation(f"the parent {parent_id!r} has been released")
-        return parent
 
     def _granted(self, ask: int, record: model.Permit, lease: float, known: bool) -> None:
         self._desk.taken(record, self._client, known)
