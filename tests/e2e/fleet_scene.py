@@ -35,16 +35,12 @@ class Scene:
     def end(self, by: str, ask: str, at: float, what: str, **more: Any) -> None:
         self.add(by, at, what, ask=ask, **more)
 
-    def grant(
-        self, by: str, ask: str, at: float, fence: int = 0, permit: str = "", live: bool = True
-    ) -> None:
+    def grant(self, by: str, ask: str, at: float, fence: int = 0, permit: str = "") -> None:
         """And the upstream lets it in a little later."""
         self.fence = fence = fence or self.fence + 1
         permit = permit or f"permit {ask}"
-        self.add(by, at, "granted", ask=ask, permit=permit, fence=fence, live=live)
-        if live:
-            begin = {"ask": ask, "client": by, "permit": permit, "fence": fence}
-            self.add("upstream", at + 0.01, "began", **begin)
+        self.add(by, at, "granted", ask=ask, permit=permit, fence=fence, live=True)
+        self.add("upstream", at + 0.01, "began", ask=ask, client=by, permit=permit, fence=fence)
 
     def hold(self, by: str, ask: str, *moments: float) -> None:
         for at in moments:

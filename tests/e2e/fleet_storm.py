@@ -249,8 +249,10 @@ class Storm:
         await until(enough, "every client at work", within=within, every=0.05)
 
     async def finish(self) -> float:
-        """Half of the clients end by themselves, the others are killed at work. Seconds until somebody had all
-        units at once after that."""
+        """Half of the clients end by themselves, the others are killed at work.
+
+        Returns the seconds until somebody had all units at once after that.
+        """
         members = list(self.members.values())
         self.dice.shuffle(members)
         for member in members[::2]:

@@ -82,7 +82,7 @@ def lost_its_place(scene: Scene) -> None:
 
 @clean
 def asked_at_the_same_time(scene: Scene) -> None:
-    """Whoever asks before the other one is known to wait may go first; so may the urgent, and other claims."""
+    """Whoever asks before the other is known to wait may go first; so may the urgent, and other claims."""
     scene.ask("c1", "w1", 1.0, queued=1.1)
     scene.work("c2", "w2", 1.2, 1.3, asked=1.05)
     scene.work("c3", "w3", 1.3, 1.4, asked=1.2, priority=-1)
@@ -271,6 +271,7 @@ def granted_to_the_dead(scene: Scene) -> None:
     scene.end("c1", "w1", 1.1, "cancelling")
     scene.end("c1", "w1", 1.2, "cancelled")
     scene.grant("c1", "w1", 1.3)
+    scene.lines["upstream"].clear()
     scene.work("c2", "w2", 3.0, 4.0)
 
 
