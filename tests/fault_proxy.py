@@ -98,15 +98,13 @@ class _Connection:
             self.reset()
 
     async def _pump_both(self, far: tuple[asyncio.StreamReader, asyncio.StreamWriter]) -> None:
-        pumps = {
+        pumps = (
             asyncio.ensure_future(self._pump(self.wire.requests, self.near[0], far[1])),
             asyncio.ensure_future(self._pump(self.wire.answers, far[0], self.near[1])),
-        }
+        )
         try:
-            while pumps:  # an end in one direction leaves the other open, an error does not
-                done, pumps = await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-                for pump in done:
-                    pump.result()
+            # An end in one direction leaves the other open, an error does not.
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_EXCEPTION)
         finally:
             for pump in pumps:
                 pump.cancel()

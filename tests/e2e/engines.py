@@ -51,8 +51,9 @@ MakeEngine = Callable[[Path], AbstractAsyncContextManager[Engine]]
 class ServerEngine:
     """``interlock serve`` with an SQLite file: what it promised outlives it."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, host: str = "127.0.0.1") -> None:
         self.directory = directory
+        self.config = f'store = "sqlite:///interlock.db"\n[server]\nallowed_hosts = ["{host}"]\n'
         self.port = 0
         self._running: Running | None = None
         self._stack = AsyncExitStack()
@@ -67,8 +68,8 @@ class ServerEngine:
         return self._running.process.pid
 
     async def start(self) -> None:
-        config = 'store = "sqlite:///interlock.db"\n'
-        self._running = await self._stack.enter_async_context(serve(self.directory, config, port=self.port))
+        serving = serve(self.directory, self.config, port=self.port)
+        self._running = await self._stack.enter_async_context(serving)
         self.port = int(self._running.url.rpartition(":")[2])
 
     async def kill(self) -> None:
@@ -91,9 +92,9 @@ class ServerEngine:
 
 
 @asynccontextmanager
-async def server_engine(directory: Path) -> AsyncIterator[ServerEngine]:
-    """An Interlock server in *directory*, started."""
-    engine = ServerEngine(directory)
+async def server_engine(directory: Path, host: str = "127.0.0.1") -> AsyncIterator[ServerEngine]:
+    """An Interlock server in *directory*, started, whose clients call it by the address of *host*."""
+    engine = ServerEngine(directory, host)
     try:
         await engine.start()
         yield engine

@@ -149,11 +149,12 @@ class Check:
         for ask in self.history.asks.values():
             if ask.key is None:
                 lanes[frozenset(ask.claims.items())].append(ask)
-        compared = 0
+        compared = watched = 0
         for lane in lanes.values():
             for priority in {ask.priority for ask in lane}:
                 first = [ask for ask in lane if ask.priority == priority and self._waited_in_peace(ask)]
                 fences = Greatest((a.queued, a.grant["fence"], a.said) for a in first if a.grant)
+                watched += len(first)
                 waits = Greatest(
                     (a.queued, min(a.cancelling, deadline(a)), a.said) for a in first if not a.grant
                 )
@@ -167,7 +168,8 @@ class Check:
                     until, who = waits.until(ask.at)
                     if until > ask.ended:
                         self.found.add("order", "granted while another waited already", ask.grant, who)
-        self.rows["grants compared in order"] = compared
+        self.rows["waits that nobody disturbed"] = watched
+        self.rows["grants compared with them"] = compared
 
     def _waited_in_peace(self, ask: Ask) -> bool:
         """Whether the place of *ask* was its own all the time; what ended otherwise may have had none."""

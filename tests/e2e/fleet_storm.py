@@ -27,7 +27,8 @@ from random import Random
 from typing import Any
 
 from e2e.engines import Engine
-from e2e.histories import Book, now
+from e2e.histories import Book
+from e2e.namespaces import Host
 from e2e.observe import until
 from fault_proxy import FAULTS, Proxy, proxy
 from processes import environment
@@ -50,7 +51,8 @@ class Member:
         self.name = name
         self.process_id = process_id
         self.wire = wire
-        self.troubled = False
+        self.spared = False
+        """Whether it is in trouble, or is to have none."""
 
     def signal(self, number: int) -> None:
         with suppress(ProcessLookupError):
@@ -116,8 +118,8 @@ class Storm:
         self._stack.push_async_callback(end)
         return process
 
-    async def join(self, count: int = 1, host: str = "127.0.0.1", **more: Any) -> list[Member]:
-        """*count* new clients; *more* is for their `fleet_client.Plan`."""
+    async def join(self, count: int = 1, address: str = "127.0.0.1", **more: Any) -> list[Member]:
+        """*count* new clients, whose wires begin at *address*; *more* is for their `fleet_client.Plan`."""
         assert self._nursery is not None
         assert self._nursery.stdin is not None
         assert self._nursery.stdout is not None
@@ -125,7 +127,7 @@ class Storm:
         for _ in range(count):
             self._named += 1
             name = f"client {self._named}"
-            wire = await self._stack.enter_async_context(proxy(self.engine.url, self.dice, host))
+            wire = await self._stack.enter_async_context(proxy(self.engine.url, self.dice, address))
             plan = {
                 "name": name,
                 "url": wire.url,
@@ -134,6 +136,7 @@ class Storm:
                 "seed": self.dice.randrange(1_000_000),
                 "lease": LEASE,
                 "limits": self.limits,
+                "longest": self.dice.choice([0.05, 0.05, 0.8]),
                 **more,
             }
             self._nursery.stdin.write(json.dumps(plan).encode() + b"\n")
@@ -150,50 +153,55 @@ class Storm:
         member.signal(signal.SIGKILL)
         del self.members[member.name]
 
+    @asynccontextmanager
+    async def disturbed(self, who: str, kind: str) -> AsyncIterator[None]:
+        """Around what happens to *who*, whose end begins when this ends."""
+        self.book.write("disturbed", who=who, kind=kind)
+        yield
+        self.book.write("calm", who=who, kind=kind)
+
     async def freeze(self, member: Member, seconds: float) -> None:
         """SIGSTOP, and SIGCONT *seconds* later."""
-        self.book.write("disturbed", who=member.name, kind="frozen")
-        member.signal(signal.SIGSTOP)
-        await asyncio.sleep(seconds)
-        woken = now()
+        async with self.disturbed(member.name, "frozen"):
+            member.signal(signal.SIGSTOP)
+            await asyncio.sleep(seconds)
         member.signal(signal.SIGCONT)
-        self.book.write("calm", who=member.name, kind="frozen", at=woken)
 
     async def fault(self, member: Member, kind: str, seconds: float) -> None:
         """What happens to its wire is healed *seconds* later."""
-        self.book.write("disturbed", who=member.name, kind=kind)
-        FAULTS[kind](member.wire, self.dice)
-        await asyncio.sleep(seconds)
+        async with self.disturbed(member.name, kind):
+            FAULTS[kind](member.wire, self.dice)
+            await asyncio.sleep(seconds)
         member.wire.heal()
-        self.book.write("calm", who=member.name, kind=kind)
 
-    async def without_engine(self, happens: Callable[[], Awaitable[None]], kind: str) -> None:
-        """*happens* to the engine; new connections of all clients go to where it is afterwards."""
-        self.book.write("disturbed", who=EVERYBODY, kind=kind)
-        await happens()
-        for member in self.members.values():
-            member.wire.target = self.engine.url
-        self.book.write("calm", who=EVERYBODY, kind=kind)
+    async def unplug(self, member: Member, host: Host, seconds: float) -> None:
+        """The link of *host*, on which it runs, is down for so long."""
+        async with self.disturbed(member.name, "unplugged"):
+            host.unplug()
+            await asyncio.sleep(seconds)
+        host.plug()
 
     async def engine_killed(self, seconds: float) -> None:
         """Killed, and started again *seconds* later."""
-
-        async def happens() -> None:
+        async with self.disturbed(EVERYBODY, "engine killed"):
             await self.engine.kill()
             await asyncio.sleep(seconds)
             await self.engine.start()
 
-        await self.without_engine(happens, "engine killed")
-
     async def engine_frozen(self, seconds: float) -> None:
         """It stands still for so long."""
-
-        async def happens() -> None:
+        async with self.disturbed(EVERYBODY, "engine frozen"):
             self.engine.freeze()
             await asyncio.sleep(seconds)
-            self.engine.thaw()
+        self.engine.thaw()
 
-        await self.without_engine(happens, "engine frozen")
+    async def engine_moved(self, kind: str, moves: Callable[[], Awaitable[None]]) -> None:
+        """*moves* makes it another one, perhaps elsewhere: the wires lead there afterwards."""
+        async with self.disturbed(EVERYBODY, kind):
+            await moves()
+            for member in self.members.values():
+                member.wire.target = self.engine.url
+                member.wire.reset()
 
     async def hunt(
         self, kills: int = 0, freezes: int = 0, faults: tuple[str, ...] = (), at_once: int = 3
@@ -209,11 +217,11 @@ class Storm:
         async def work() -> None:
             while deeds:
                 deed = deeds.pop()
-                member = self.dice.choice([one for one in self.members.values() if not one.troubled])
-                member.troubled = True
+                member = self.dice.choice([one for one in self.members.values() if not one.spared])
+                member.spared = True
                 await asyncio.sleep(self.dice.uniform(0, 0.3))
                 await deed(member)
-                member.troubled = False
+                member.spared = False
 
         await asyncio.gather(*(work() for _ in range(at_once)))
 

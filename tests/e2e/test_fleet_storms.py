@@ -6,15 +6,18 @@ A run prints its seed; ``E2E_SEED=…`` repeats its choices.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from random import Random
 
 import pytest
 
-from e2e.engines import server_engine
-from e2e.fleet_storm import storm
+from e2e.engines import Engine, MakeEngine, server_engine
+from e2e.fleet_storm import LEASE, Storm, storm
+from e2e.namespaces import bridge, refusal
 from fault_proxy import FAULTS
 
 SEED = int(os.environ.get("E2E_SEED", time.time_ns() % 1_000_000))
@@ -26,29 +29,91 @@ def dice() -> Random:
     return Random(SEED)
 
 
-async def test_clients_killed_frozen_and_cut_off(tmp_path: Path, dice: Random) -> None:
+ENGINES: dict[str, MakeEngine] = {"server": server_engine}
+
+
+@pytest.fixture(params=ENGINES)
+async def engine(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Engine]:
+    """Each that there is an admission for."""
+    async with ENGINES[request.param](tmp_path) as made:
+        yield made
+        assert made.complaints() == ""
+
+
+async def ended(fleet: Storm) -> None:
+    """The fleet goes home, and what it wrote down is judged."""
+    took = await fleet.finish()
+    print(f"{await fleet.judged()}all units at once after {took:.2f} s")
+
+
+async def joined(fleet: Storm) -> None:
+    """Eight clients, three of which are left in peace: they are to be served whatever happens to others."""
+    for member in (await fleet.join(8))[:3]:
+        member.spared = True
+    await fleet.all_at_work()
+
+
+async def clients_hunted(fleet: Storm, kills: int, freezes: int, faults: tuple[str, ...]) -> None:
+    await joined(fleet)
+    await fleet.hunt(kills=kills, freezes=freezes, faults=faults)
+    await fleet.all_at_work()
+    await ended(fleet)
+
+
+async def test_clients_killed_frozen_and_cut_off(engine: Engine, tmp_path: Path, dice: Random) -> None:
     """Whatever happens to some, the limits hold, the others go on in order, and all units come back."""
-    async with server_engine(tmp_path) as engine, storm(engine, tmp_path, dice) as fleet:
-        await fleet.join(8)
-        await fleet.all_at_work()
-        await fleet.hunt(kills=3, freezes=3, faults=tuple(FAULTS))
-        await fleet.all_at_work()
-        took = await fleet.finish()
-        print(f"{await fleet.judged()}\nall units at once after {took:.2f} s")
-        assert engine.complaints() == ""
+    async with storm(engine, tmp_path, dice) as fleet:
+        await clients_hunted(fleet, kills=3, freezes=3, faults=tuple(FAULTS))
 
 
-async def test_the_engine_killed_and_frozen(tmp_path: Path, dice: Random) -> None:
-    """It dies and comes back, and stands still, while its clients die as well."""
-    async with server_engine(tmp_path) as engine, storm(engine, tmp_path, dice) as fleet:
-        await fleet.join(8)
-        await fleet.all_at_work()
-        for _ in range(2):
-            await fleet.engine_killed(dice.uniform(0, 0.5))
+@pytest.mark.deep
+@pytest.mark.timeout(900)
+async def test_clients_killed_frozen_and_cut_off_for_long(
+    engine: Engine, tmp_path: Path, dice: Random
+) -> None:
+    """Two hundred of them killed, fifty frozen for two leases, twenty faults of each kind."""
+    async with storm(engine, tmp_path, dice) as fleet:
+        await clients_hunted(fleet, kills=200, freezes=50, faults=tuple(FAULTS) * 20)
+
+
+async def engine_hunted(fleet: Storm, rounds: int) -> None:
+    await joined(fleet)
+    for _ in range(rounds):
+        for happens in (fleet.engine_killed(fleet.dice.uniform(0, 0.5)), fleet.engine_frozen(1.5 * LEASE)):
+            await happens
             await fleet.hunt(kills=1, at_once=1)
             await fleet.going_on(30)
-        await fleet.engine_frozen(1.5)
-        await fleet.going_on(30)
-        took = await fleet.finish()
-        print(f"{await fleet.judged()}\nall units at once after {took:.2f} s")
-        assert engine.complaints() == ""
+    await ended(fleet)
+
+
+async def test_the_engine_killed_and_frozen(engine: Engine, tmp_path: Path, dice: Random) -> None:
+    """It dies and comes back, and stands still, while its clients die as well."""
+    async with storm(engine, tmp_path, dice) as fleet:
+        await engine_hunted(fleet, rounds=1)
+
+
+@pytest.mark.deep
+@pytest.mark.timeout(900)
+async def test_the_engine_killed_and_frozen_for_long(engine: Engine, tmp_path: Path, dice: Random) -> None:
+    """Twenty times each."""
+    async with storm(engine, tmp_path, dice) as fleet:
+        await engine_hunted(fleet, rounds=20)
+
+
+async def test_hosts_without_their_network(tmp_path: Path, dice: Random) -> None:
+    """Three clients on hosts of their own, whose links drop every packet for two leases."""
+    if reason := refusal():
+        pytest.skip(reason)
+    with bridge() as network:
+        async with server_engine(tmp_path, network.address) as engine, storm(engine, tmp_path, dice) as fleet:
+            await fleet.join(3)
+            hosts = [network.host() for _ in range(3)]
+            for host in hosts:
+                await fleet.join(address=network.address, namespace=host.path)
+            await fleet.all_at_work()
+            away = list(fleet.members.values())[3:]
+            await asyncio.gather(*(fleet.unplug(*one, 2 * LEASE) for one in zip(away, hosts, strict=True)))
+            await fleet.going_on(30)
+            await fleet.all_at_work()
+            await ended(fleet)
+            assert engine.complaints() == ""
