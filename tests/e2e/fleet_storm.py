@@ -81,6 +81,7 @@ class Storm:
         self.members: dict[str, Member] = {}
         self.upstream = ""
         self._named = 0
+        self._joining = asyncio.Lock()
         self._nursery: Process | None = None
         self._stack = AsyncExitStack()
 
@@ -139,8 +140,9 @@ class Storm:
                 "longest": self.dice.choice([0.05, 0.05, 0.8]),
                 **more,
             }
-            self._nursery.stdin.write(json.dumps(plan).encode() + b"\n")
-            member = Member(name, int(await self._nursery.stdout.readline()), wire)
+            async with self._joining:
+                self._nursery.stdin.write(json.dumps(plan).encode() + b"\n")
+                member = Member(name, int(await self._nursery.stdout.readline()), wire)
             self.members[name] = member
             joined.append(member)
         return joined
