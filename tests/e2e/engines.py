@@ -10,7 +10,7 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Protocol
@@ -41,19 +41,23 @@ class Engine(Protocol):
     def thaw(self) -> None:
         """SIGCONT."""
 
+    def happenings(self) -> dict[str, Happening]:
+        """What else can happen to it, by name; it serves again when each has returned."""
+
     def complaints(self) -> str:
         """What it has written to standard error, of which there should be nothing."""
 
 
+Happening = Callable[[], Awaitable[None]]
 MakeEngine = Callable[[Path], AbstractAsyncContextManager[Engine]]
 
 
 class ServerEngine:
-    """``interlock serve`` with an SQLite file: what it promised outlives it."""
+    """``interlock serve`` with a durable *store*: what it promised outlives it. Clients call it *host*."""
 
-    def __init__(self, directory: Path, host: str = "127.0.0.1") -> None:
+    def __init__(self, directory: Path, host: str, store: str) -> None:
         self.directory = directory
-        self.config = f'store = "sqlite:///interlock.db"\n[server]\nallowed_hosts = ["{host}"]\n'
+        self.config = f'store = "{store}"\n[server]\nallowed_hosts = ["{host}"]\n'
         self.port = 0
         self._running: Running | None = None
         self._stack = AsyncExitStack()
@@ -84,6 +88,17 @@ class ServerEngine:
     def thaw(self) -> None:
         os.kill(self.process_id, signal.SIGCONT)
 
+    async def stop_and_start(self) -> None:
+        """SIGTERM: it ends by itself, and the next one begins."""
+        assert self._running is not None
+        self._running.process.terminate()
+        assert await self._running.ended(within=15.0) == 0
+        await self._stack.aclose()
+        await self.start()
+
+    def happenings(self) -> dict[str, Happening]:
+        return {"engine stopped": self.stop_and_start}
+
     def complaints(self) -> str:
         return "" if self._running is None else self._running.stderr()
 
@@ -92,9 +107,11 @@ class ServerEngine:
 
 
 @asynccontextmanager
-async def server_engine(directory: Path, host: str = "127.0.0.1") -> AsyncIterator[ServerEngine]:
-    """An Interlock server in *directory*, started, whose clients call it by the address of *host*."""
-    engine = ServerEngine(directory, host)
+async def server_engine(
+    directory: Path, host: str = "127.0.0.1", store: str = "sqlite:///interlock.db"
+) -> AsyncIterator[ServerEngine]:
+    """An Interlock server in *directory*, started."""
+    engine = ServerEngine(directory, host, store)
     try:
         await engine.start()
         yield engine
@@ -127,6 +144,9 @@ class ValkeyEngine:
     async def start(self) -> None:
         """Start it, empty, and an empty replica."""
         self._servers[self.port] = await self._started(self.port)
+        await self._add_replica()
+
+    async def _add_replica(self) -> None:
         spare = free_port()
         self._servers[spare] = await self._started(spare)
         async with self.client(spare) as replica:
@@ -204,6 +224,21 @@ class ValkeyEngine:
         await asyncio.to_thread(self._servers.pop(gone).terminate)
         async with self.client() as promoted:
             await promoted.replicaof("NO", "ONE")
+
+    async def lose_writes(self) -> None:
+        """A failover that loses what was written in the moments before it; there is a new replica then."""
+        await self.fall_behind()
+        await asyncio.sleep(0.2)
+        await self.fail_over()
+        await self._add_replica()
+
+    def happenings(self) -> dict[str, Happening]:
+        return {
+            "engine flushed": self.flush,
+            "scripts forgotten": self.forget_scripts,
+            "clients hung up on": self.hang_up,
+            "writes lost": self.lose_writes,
+        }
 
     def complaints(self) -> str:
         return ""

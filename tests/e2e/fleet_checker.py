@@ -115,7 +115,10 @@ class Check:
                 if over:
                     text = f"{most} units of {name!r} were used at once; allowed are {limit['capacity']}"
                     self.found.add(rule, text, *over)
-            raw = [(a.began, a.left, a.claims[name], a.said) for a in self.history.asks.values()]
+            raw = [
+                (min(a.began for a in g.asks), max(a.left for a in g.asks), g.claims[name], told(g))
+                for g in self.history.grants
+            ]
             self.rows[f"most {name} with those who had lost it"] = overlaps(raw, inf)[0]
 
     def _keys(self) -> None:

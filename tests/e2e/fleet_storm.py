@@ -26,7 +26,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from e2e.engines import Engine
+from e2e.engines import Engine, Happening
 from e2e.histories import Book
 from e2e.namespaces import Host
 from e2e.observe import until
@@ -197,13 +197,15 @@ class Storm:
             await asyncio.sleep(seconds)
         self.engine.thaw()
 
-    async def engine_moved(self, kind: str, moves: Callable[[], Awaitable[None]]) -> None:
-        """*moves* makes it another one, perhaps elsewhere: the wires lead there afterwards."""
+    async def engine_suffers(self, kind: str, happens: Happening) -> None:
+        """One of its `Engine.happenings`; should it be elsewhere afterwards, the wires lead there."""
+        before = self.engine.url
         async with self.disturbed(EVERYBODY, kind):
-            await moves()
+            await happens()
             for member in self.members.values():
                 member.wire.target = self.engine.url
-                member.wire.reset()
+                if self.engine.url != before:
+                    member.wire.reset()
 
     async def hunt(
         self, kills: int = 0, freezes: int = 0, faults: tuple[str, ...] = (), at_once: int = 3

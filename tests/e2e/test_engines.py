@@ -84,5 +84,7 @@ async def test_a_promoted_replica_misses_writes(tmp_path: Path) -> None:
         await engine.start()
         async with plain(engine) as client:
             assert await client.keys() == []
+            second = engine.url
+            await engine.lose_writes()
+            assert engine.url != second
             await engine.fall_behind()
-            await engine.fail_over()

@@ -10,6 +10,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -79,22 +80,28 @@ async def test_clients_killed_frozen_and_cut_off_for_long(
 async def engine_hunted(fleet: Storm, rounds: int) -> None:
     await joined(fleet)
     for _ in range(rounds):
-        for happens in (fleet.engine_killed(fleet.dice.uniform(0, 0.5)), fleet.engine_frozen(1.5 * LEASE)):
-            await happens
+        deeds = [partial(fleet.engine_killed, fleet.dice.uniform(0, 0.5))]
+        deeds += [partial(fleet.engine_frozen, 1.5 * LEASE)]
+        deeds += [partial(fleet.engine_suffers, *one) for one in fleet.engine.happenings().items()]
+        fleet.dice.shuffle(deeds)
+        for deed in deeds:
+            await deed()
             await fleet.hunt(kills=1, at_once=1)
-            await fleet.going_on(30)
+            await fleet.going_on(20)
     await ended(fleet)
 
 
-async def test_the_engine_killed_and_frozen(engine: Engine, tmp_path: Path, dice: Random) -> None:
-    """It dies and comes back, and stands still, while its clients die as well."""
+async def test_the_engine_killed_frozen_and_stopped(engine: Engine, tmp_path: Path, dice: Random) -> None:
+    """It dies and comes back, stands still and is told to stop, while its clients die as well."""
     async with storm(engine, tmp_path, dice) as fleet:
         await engine_hunted(fleet, rounds=1)
 
 
 @pytest.mark.deep
 @pytest.mark.timeout(900)
-async def test_the_engine_killed_and_frozen_for_long(engine: Engine, tmp_path: Path, dice: Random) -> None:
+async def test_the_engine_killed_frozen_and_stopped_for_long(
+    engine: Engine, tmp_path: Path, dice: Random
+) -> None:
     """Twenty times each."""
     async with storm(engine, tmp_path, dice) as fleet:
         await engine_hunted(fleet, rounds=20)
