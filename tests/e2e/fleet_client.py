@@ -59,8 +59,9 @@ class Plan:
     limits: dict[str, dict[str, Any]]
     """By name: ``capacity``, ``cooldown``."""
     tasks: int = 2
+    shortest: float = 0.005
     longest: float = 0.05
-    """Seconds of the longest piece of work."""
+    """Seconds of the shortest and of the longest piece of work."""
     mixed: bool = True
     """Whether it wants different limits and priorities, shares keys, gives up and releases in every way."""
     namespace: str = ""
@@ -99,7 +100,7 @@ MANNERS = {
 def imagine(plan: Plan, dice: Random, name: str) -> Work:
     """The next piece of work."""
     first = next(iter(plan.limits))
-    seconds = dice.uniform(0.005, plan.longest)
+    seconds = dice.uniform(plan.shortest, plan.longest)
     if not plan.mixed:
         return Work((first,), seconds)
     manner = dice.choices(list(MANNERS), list(MANNERS.values()))[0]

@@ -19,7 +19,7 @@ import signal
 import sys
 import tempfile
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -34,8 +34,6 @@ from fault_proxy import FAULTS, Proxy, proxy
 from processes import environment
 
 HERE = Path(__file__).parent
-LEASE = 1.0
-BACK_SECONDS = 6.0
 LIMITS = {
     "tools": {"capacity": 4, "cooldown": 0.0},
     "models": {"capacity": 3, "cooldown": 0.0},
@@ -69,15 +67,18 @@ class Member:
 class Storm:
     """See above; made by `storm`."""
 
-    def __init__(self, engine: Engine, directory: Path, dice: Random, limits: dict[str, Any]) -> None:
+    def __init__(
+        self, engine: Engine, directory: Path, dice: Random, lease: float, limits: dict[str, Any]
+    ) -> None:
         self.engine = engine
         self.dice = dice
+        self.lease = lease
         self.limits = limits
         self.histories = directory / "histories"
         self.histories.mkdir()
         self.errors = directory / "clients.stderr"
         self.book = Book(self.histories, "storm")
-        self.book.write("fleet", lease=LEASE, limits=limits)
+        self.book.write("fleet", lease=lease, limits=limits)
         self.members: dict[str, Member] = {}
         self.upstream = ""
         self._named = 0
@@ -135,9 +136,9 @@ class Storm:
                 "upstream": self.upstream,
                 "histories": f"{self.histories}",
                 "seed": self.dice.randrange(1_000_000),
-                "lease": LEASE,
+                "lease": self.lease,
                 "limits": self.limits,
-                "longest": self.dice.choice([0.05, 0.05, 0.8]),
+                "longest": self.dice.choice([0.05, 0.8]),
                 **more,
             }
             async with self._joining:
@@ -183,12 +184,15 @@ class Storm:
             await asyncio.sleep(seconds)
         host.plug()
 
-    async def engine_killed(self, seconds: float) -> None:
-        """Killed, and started again *seconds* later."""
-        async with self.disturbed(EVERYBODY, "engine killed"):
-            await self.engine.kill()
-            await asyncio.sleep(seconds)
-            await self.engine.start()
+    async def engine_killed(self, seconds: float, cut_off: Sequence[Member] = ()) -> None:
+        """Killed, and started *seconds* later, while those who are *cut_off* cannot say what they hold."""
+        async with asyncio.TaskGroup() as tasks:
+            for member in cut_off:
+                tasks.create_task(self.fault(member, "partition", self.lease))
+            async with self.disturbed(EVERYBODY, "engine killed"):
+                await self.engine.kill()
+                await asyncio.sleep(seconds)
+                await self.engine.start()
 
     async def engine_frozen(self, seconds: float) -> None:
         """It stands still for so long."""
@@ -212,9 +216,9 @@ class Storm:
     ) -> None:
         """All of that, in any order, to *at_once* clients at a time; who is killed is replaced."""
         deeds: list[Callable[[Member], Awaitable[None]]] = [self._replace] * kills
-        deeds += [partial(self.freeze, seconds=2 * LEASE)] * freezes
+        deeds += [partial(self.freeze, seconds=2 * self.lease)] * freezes
         deeds += [
-            partial(self.fault, kind=kind, seconds=self.dice.uniform(0.1, 2 * LEASE)) for kind in faults
+            partial(self.fault, kind=kind, seconds=self.dice.uniform(0.1, 2 * self.lease)) for kind in faults
         ]
         self.dice.shuffle(deeds)
 
@@ -293,10 +297,10 @@ class Storm:
 
 @asynccontextmanager
 async def storm(
-    engine: Engine, directory: Path, dice: Random, limits: dict[str, Any] | None = None
+    engine: Engine, directory: Path, dice: Random, lease: float = 1.0, limits: dict[str, Any] | None = None
 ) -> AsyncIterator[Storm]:
     """A fleet over *engine*; what its clients write to standard error is shown if the test fails."""
-    fleet = Storm(engine, directory, dice, limits or LIMITS)
+    fleet = Storm(engine, directory, dice, lease, limits or LIMITS)
     try:
         async with fleet:
             yield fleet
