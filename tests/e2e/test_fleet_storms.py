@@ -111,6 +111,17 @@ async def test_the_engine_killed_and_stopped_for_long(engine: Engine, tmp_path: 
         await engine_hunted(fleet, rounds=20)
 
 
+@pytest.mark.deep
+@pytest.mark.timeout(1800)
+async def test_nobody_is_passed_in_a_crowd(engine: Engine, tmp_path: Path, dice: Random) -> None:
+    """A hundred thousand grants to eight processes, in peace: all in order."""
+    limits = {"tools": {"capacity": 12, "cooldown": 0.0}}
+    async with storm(engine, tmp_path, dice, limits=limits) as fleet:
+        await fleet.join(8, tasks=8, mixed=False, longest=0.006)
+        await fleet.going_on(100_000, within=1200.0)
+        await ended(fleet)
+
+
 async def test_hosts_without_their_network(tmp_path: Path, dice: Random) -> None:
     """Three clients on hosts of their own, whose links drop every packet for two leases."""
     if reason := refusal():
