@@ -252,16 +252,15 @@ class Check:
 
     def _may_hold(self, ask: Ask) -> tuple[float, float]:
         """From when until when a unit may be counted for *ask*, in the worst case."""
-        history = self.history
-        cools = max(history.limits[name]["cooldown"] for name in ask.claims)
-        calm = history.calm(ask.by, ask.at, ask.last) and ask.by not in history.killed
-        if calm and ask.grant is None:
-            return ask.ended - HEARD_SECONDS, ask.ended + HEARD_SECONDS
-        start = max(ask.at, ask.ended - HEARD_SECONDS) if calm else ask.at
-        if calm and ask.given_back:
-            return start, ask.released[0]["at"] + HEARD_SECONDS + cools
-        last = max(ask.last, history.killed.get(ask.by, -inf))
-        return start, last + history.lease + BACK_SECONDS + cools
+        cools = max(self.history.limits[name]["cooldown"] for name in ask.claims)
+        start, last = ask.at, ask.last
+        if ask.end is not None and self.history.calm(ask.by, ask.at, last + HEARD_SECONDS):
+            start = max(start, ask.ended - HEARD_SECONDS)
+            if ask.grant is None or ask.given_back:
+                return start, last + HEARD_SECONDS + cools
+        if not ask.released:
+            last = max(last, self.history.killed.get(ask.by, last))
+        return start, last + self.history.lease + BACK_SECONDS + cools
 
     def _free_for(self, ask: Ask, start: float, end: float) -> Iterable[tuple[float, float]]:
         """When between *start* and *end* there was room for *ask* on each of its limits."""

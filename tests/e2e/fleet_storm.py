@@ -2,7 +2,7 @@
 
     async with storm(engine, tmp_path, dice) as fleet:
         await fleet.join(8)
-        await fleet.hunt(kills=3, freezes=3, faults=list(FAULTS))
+        await fleet.hunt(kills=3, freezes=3, faults=tuple(FAULTS))
         await fleet.finish()
         print(await fleet.judged())
 
