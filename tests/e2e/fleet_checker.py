@@ -14,7 +14,8 @@ used (`fleet_upstream`), and of whoever disturbed them, which has
 
 ``at`` is the system's monotonic clock. Only what is certain counts: a permit was held from when its holder
 had heard of it until the last time that its holder saw it so, or ended it. What somebody did who was being
-disturbed, or just had been, is evidence for nothing but the limits.
+disturbed, or just had been, is evidence for nothing but the limits; so is what a client did that had noted
+trouble of its own, such as a connection that was lost because the machine was too busy.
 
 Every violation is printed with its evidence, and the exit code is 1 if there is one; else the counts, and 0.
 """

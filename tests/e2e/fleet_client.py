@@ -15,6 +15,7 @@ SIGTERM; then it gives back what it has, and ends. Each piece of work is one ``a
 ``held``        the permit was still held
 ``lost``        it was not any more: it was ``lost``, or others released the key
 ``releasing``   about to be released; ``released`` with the ``answer``, True if that ended it
+``noted``       what the package logged: ``text``
 ``ended``       the process ended by itself
 ==============  ===========================================================================================
 
@@ -119,6 +120,17 @@ def imagine(plan: Plan, dice: Random, name: str) -> Work:
     return work
 
 
+class Noting(logging.Handler):
+    """Writes down what the package logs."""
+
+    def __init__(self, book: Book) -> None:
+        super().__init__()
+        self.book = book
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.book.write("noted", text=record.getMessage())
+
+
 class Client:
     """One process."""
 
@@ -131,6 +143,7 @@ class Client:
 
     async def run(self) -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._stop)
+        logging.getLogger("interlock").addHandler(Noting(self.book))
         self.admission = await connect(self.plan)
         await self._declare()
         await asyncio.gather(*(self._work_on(task) for task in range(self.plan.tasks)))
@@ -215,7 +228,7 @@ class Client:
                 self.book.write("lost", ask=ask, lost=permit.lost)
                 break
             self.book.write("held", ask=ask, at=at)
-            if at >= ends:
+            if at >= ends or self.stopping:
                 break
             await asyncio.sleep(min(LOOK_SECONDS, ends - at))
         writer.write(b"out\n")
@@ -255,7 +268,8 @@ def move(namespace: str) -> None:
 
 def main() -> None:
     """Become two with every line."""
-    logging.basicConfig(level=logging.ERROR)
+    logging.basicConfig(level=logging.WARNING)
+    logging.getLogger().handlers[0].setLevel(logging.ERROR)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while line := sys.stdin.readline():
         process_id = os.fork()

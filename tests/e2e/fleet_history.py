@@ -96,7 +96,7 @@ class Grant:
 
 @dataclass(frozen=True)
 class Window:
-    """Somebody, or everybody, was disturbed."""
+    """Somebody, or everybody, was disturbed; or had noted trouble that nobody made."""
 
     who: str
     kind: str
@@ -135,6 +135,8 @@ class FleetHistory:
         elif what == "calm":
             who, kind = record["who"], record["kind"]
             self.windows.append(Window(who, kind, self._open.pop((who, kind)), at))
+        elif what == "noted":
+            self.windows.append(Window(record["by"], "trouble noted", at, at))
         elif what == "killing":
             self.killed[record["who"]] = at
         elif what == "ask":

@@ -81,6 +81,16 @@ def lost_its_place(scene: Scene) -> None:
 
 
 @clean
+def lost_its_connection(scene: Scene) -> None:
+    """By itself; so it says."""
+    scene.ask("c1", "w1", 1.0, queued=1.1)
+    scene.add("c1", 1.2, "noted", text="no connection")
+    scene.work("c2", "w2", 1.6, 2.0, asked=1.5)
+    scene.grant("c1", "w1", 1.9)
+    scene.release("c1", "w1", 2.0)
+
+
+@clean
 def asked_at_the_same_time(scene: Scene) -> None:
     """Whoever asks before the other is known to wait may go first; so may the urgent, and other claims."""
     scene.ask("c1", "w1", 1.0, queued=1.1)

@@ -93,7 +93,7 @@ async def engine_hunted(fleet: Storm, rounds: int) -> None:
         for deed in deeds:
             await deed()
             await fleet.hunt(kills=1, at_once=1)
-            await fleet.going_on(20)
+            await fleet.going_on(10)
     await ended(fleet)
 
 
@@ -116,7 +116,7 @@ async def test_the_engine_killed_and_stopped_for_long(engine: Engine, tmp_path: 
 async def test_nobody_is_passed_in_a_crowd(engine: Engine, tmp_path: Path, dice: Random) -> None:
     """A hundred thousand grants to eight processes, in peace: all in order."""
     limits = {"tools": {"capacity": 12, "cooldown": 0.0}}
-    async with storm(engine, tmp_path, dice, limits=limits) as fleet:
+    async with storm(engine, tmp_path, dice, lease=10.0, limits=limits) as fleet:
         await fleet.join(8, tasks=8, mixed=False, longest=0.006)
         await fleet.going_on(100_000, within=1200.0)
         await ended(fleet)
