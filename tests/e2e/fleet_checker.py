@@ -40,12 +40,12 @@ OVERDUE_SECONDS = 1.0
 """How long after its deadline an ask has to have ended."""
 EARLY_SECONDS = 0.01
 """How much before it at the most."""
-BACK_SECONDS = 6.0
-"""How long after its lease the units of the dead are free."""
-HEARD_SECONDS = 1.2
-"""How long it takes at most until what one client did is known to another one."""
-STUCK_SECONDS = 0.3
-"""For how long units may lie free in front of somebody who wants them, after all that."""
+HEARD_SECONDS = 0.5
+"""How long it may take until what a client did is known where the limits are kept, and back."""
+BACK_SECONDS = 5.0
+"""How long after its lease what a dead client held may be counted."""
+STUCK_SECONDS = 1.0
+"""For how long units may lie free in front of somebody who wants them, also if he has not been told."""
 
 Span = tuple[float, float, int, Any]
 """From when until when how many units were used, and who says so."""

@@ -341,7 +341,7 @@ def forgotten(scene: Scene) -> None:
     """Both units are free, and one that waits is given none."""
     scene.work("c1", "w1", 1.0, 2.0)
     scene.work("c2", "w2", 1.0, 2.0)
-    scene.work("c3", "w3", 4.0, 5.0, asked=1.5)
+    scene.work("c3", "w3", 3.7, 5.0, asked=1.5)
 
 
 @breaks("stuck")
