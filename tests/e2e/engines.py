@@ -25,6 +25,9 @@ from processes import Running, serve
 class Engine(Protocol):
     """One engine on one address, as often as it is started."""
 
+    forgetful: bool
+    """Whether it begins knowing nothing, so that nobody may be let in for a lease."""
+
     @property
     def url(self) -> str:
         """Where clients find it now; a failover changes that."""
@@ -54,6 +57,8 @@ MakeEngine = Callable[[Path], AbstractAsyncContextManager[Engine]]
 
 class ServerEngine:
     """``interlock serve`` with a durable *store*: what it promised outlives it. Clients call it *host*."""
+
+    forgetful = False
 
     def __init__(self, directory: Path, host: str, store: str) -> None:
         self.directory = directory
@@ -131,6 +136,8 @@ class ValkeyEngine:
     It has a replica, which misses every write from `fall_behind` on, until `fail_over` puts it in the place
     of the one that is killed for it.
     """
+
+    forgetful = True
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory

@@ -98,6 +98,9 @@ class Storm:
         assert counting.stdout is not None
         assert await counting.stdout.readline() == b"ready\n"
         self._nursery = await self._spawn(sys.executable, f"{HERE / 'fleet_client.py'}")
+        if self.engine.forgetful:
+            async with self.disturbed(EVERYBODY, "engine begins"):
+                pass
         return self
 
     async def __aexit__(self, *_: object) -> None:
