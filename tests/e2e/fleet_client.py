@@ -138,6 +138,7 @@ class Client:
         self.plan = plan
         self.book = Book(Path(plan.histories), plan.name)
         self.stopping = False
+        self.parent = os.getppid()
         self.admission: Any = None
         self.number = 0
 
@@ -169,7 +170,7 @@ class Client:
             everything = Work(tuple(names), 0.0, timeout=self.plan.everything)
             await self._work(everything, f"{self.plan.name}-all", dice)
             return
-        while not self.stopping:
+        while not self.stopping and os.getppid() == self.parent:  # else the test has been ended
             self.number += 1
             name = f"{self.plan.name}-{self.number}"
             await self._work(imagine(self.plan, dice, name), name, dice)

@@ -15,6 +15,7 @@ import asyncio
 import json
 import sys
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 from histories import Book
@@ -59,8 +60,9 @@ class Upstream:
 async def main(path: str, histories: str) -> None:
     upstream = Upstream(Book(Path(histories), "upstream"))
     server = await asyncio.start_unix_server(upstream.connected, path, backlog=1000)
+    asyncio.get_running_loop().add_reader(sys.stdin, server.close)  # nobody writes: the test has been ended
     print("ready", flush=True)
-    async with server:
+    with suppress(asyncio.CancelledError):
         await server.serve_forever()
 
 
