@@ -151,6 +151,11 @@ class Client:
         await self.admission.aclose()
         self.book.write("ended")
 
+    @property
+    def going_on(self) -> bool:
+        """Whether it has not been told to stop, and the test is still there."""
+        return not self.stopping and os.getppid() == self.parent
+
     def _stop(self) -> None:
         self.stopping = True
 
@@ -158,7 +163,7 @@ class Client:
         """Say which limits there are, for an engine that does not know them (any more)."""
         for name, limit in self.plan.limits.items():
             declared = False
-            while not declared and not self.stopping:
+            while not declared and self.going_on:
                 with suppress(Unavailable):
                     await self.admission.set_limit(name, limit["capacity"], cooldown=limit["cooldown"])
                     declared = True
@@ -170,7 +175,7 @@ class Client:
             everything = Work(tuple(names), 0.0, timeout=self.plan.everything)
             await self._work(everything, f"{self.plan.name}-all", dice)
             return
-        while not self.stopping and os.getppid() == self.parent:  # else the test has been ended
+        while self.going_on:
             self.number += 1
             name = f"{self.plan.name}-{self.number}"
             await self._work(imagine(self.plan, dice, name), name, dice)
