@@ -78,11 +78,16 @@ async def command(*arguments: str, cwd: Path, env: dict[str, str] | None = None)
 
 @asynccontextmanager
 async def serve(
-    tmp_path: Path, config: str, env: dict[str, str] | None = None, *, more: tuple[str, ...] = ()
+    tmp_path: Path,
+    config: str,
+    env: dict[str, str] | None = None,
+    port: int = 0,
+    *,
+    more: tuple[str, ...] = (),
 ) -> AsyncIterator[Running]:
-    """``interlock serve`` in *tmp_path* with *config* as its ``interlock.toml``, on a free port."""
+    """``interlock serve`` in *tmp_path* with *config* as its ``interlock.toml``, on *port* or a free one."""
     (tmp_path / "interlock.toml").write_text(config, encoding="utf-8")
-    async with _running("serve", "--port", "0", *more, cwd=tmp_path, env=env) as server:
+    async with _running("serve", "--port", f"{port}", *more, cwd=tmp_path, env=env) as server:
         yield server
 
 

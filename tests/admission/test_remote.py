@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from admission.faults import Proxy, proxy
 from admission.harnesses import Hosted, hosted
+from fault_proxy import Proxy, proxy
 from interlock.admission.local import LocalAdmission
 from interlock.admission.remote import RemoteAdmission
 from interlock.errors import AcquireTimeout, InvalidOperation, PermitLost, Unavailable, ValidationError
@@ -161,7 +161,7 @@ async def test_who_waits_is_let_in_when_the_server_comes() -> None:
 async def test_a_server_that_says_nothing_is_left() -> None:
     """It is connected but answers nothing: the deadline holds, and a new connection is tried."""
     async with behind_a_proxy(lease=1.0, a=1) as (_, wire, admission):
-        wire.swallow_answers = True
+        wire.answers.swallow = True
         began = time.monotonic()
         with pytest.raises(AcquireTimeout, match="no answer from"):
             await admission.acquire("a", timeout=0.1)
@@ -188,7 +188,7 @@ async def test_permits_outlive_their_connection() -> None:
     async with behind_a_proxy(a=1) as (server, wire, admission):
         permit = await admission.acquire("a")
         for _ in range(3):
-            wire.cut()
+            wire.reset()
             await until(lambda: not admission._link.up)
             await admission.refresh()
             assert used(server) == 1
@@ -208,7 +208,7 @@ async def test_waits_keep_their_places() -> None:
         await until(lambda: waiting(server) == ["first", "second"])
         since = server.admission.waiting()[0].since
         wire.refuse = True
-        wire.cut()
+        wire.reset()
         await until(lambda: waiting(server) == ["second"])
         wire.refuse = False
         await until(lambda: waiting(server) == ["first", "second"])
@@ -223,7 +223,7 @@ async def test_what_was_asked_without_a_connection_is_as_old_as_it_is() -> None:
     async with behind_a_proxy(a=1) as (server, wire, admission), remote(server.url) as other:
         holder = await other.acquire("a")
         wire.refuse = True
-        wire.cut()
+        wire.reset()
         await until(lambda: not admission._link.up)
         first = await asked(admission, "a", key="first")
         await asyncio.sleep(0.05)
@@ -240,13 +240,13 @@ async def test_what_was_asked_without_a_connection_is_as_old_as_it_is() -> None:
 async def test_a_lost_answer_is_no_leak(key: str | None) -> None:
     """The grant happened, the answer was lost: asking again is the same request."""
     async with behind_a_proxy(a=1) as (server, wire, admission):
-        wire.swallow_answers = True
+        wire.answers.swallow = True
         task = await asked(admission, "a", key=key)
         await until(lambda: used(server) == 1)
         (fence,) = (holder.fence for holder in server.admission.holders("a"))
-        await wire.swallowed.wait()
-        wire.swallow_answers = False
-        wire.cut()
+        await wire.answers.swallowed.wait()
+        wire.answers.swallow = False
+        wire.reset()
         permit = await task
         assert permit.fence == fence
         assert used(server) == 1
@@ -259,11 +259,11 @@ async def test_a_lost_answer_is_no_leak(key: str | None) -> None:
 async def test_cancelled_after_a_lost_answer(key: str | None) -> None:
     """Nobody wants the permit any more: the next connection gives it back."""
     async with behind_a_proxy(a=1) as (server, wire, admission):
-        wire.swallow_answers = True
+        wire.answers.swallow = True
         task = await asked(admission, "a", key=key)
         await until(lambda: used(server) == 1)
-        wire.cut()
-        wire.swallow_answers = False
+        wire.reset()
+        wire.answers.swallow = False
         await until(lambda: not admission._link.up)
         task.cancel()
         await admission.refresh()
@@ -303,14 +303,14 @@ async def test_a_lost_release_is_made_again() -> None:
     """Also if its key is asked for anew right away: that is another permit."""
     async with behind_a_proxy(a=1) as (server, wire, admission):
         permit = await admission.acquire("a", key="k")
-        wire.swallow_requests = True
+        wire.requests.swallow = True
         assert permit.release()
-        await wire.swallowed.wait()
+        await wire.requests.swallowed.wait()
         again = await asked(admission, "a", key="k")
         await asyncio.sleep(0.02)
         assert used(server) == 1
-        wire.swallow_requests = False
-        wire.cut()
+        wire.requests.swallow = False
+        wire.reset()
         successor = await again
         assert successor.fence > permit.fence
         await admission.refresh()
@@ -365,10 +365,10 @@ async def test_a_storm_of_cut_connections_leaks_nothing(caplog: pytest.LogCaptur
         tasks = [asyncio.create_task(work(dice.choice((admission, other)))) for _ in range(30)]
         while not all(task.done() for task in tasks):
             await asyncio.sleep(dice.uniform(0, 0.05))
-            wire.swallow_answers, wire.swallow_requests = dice.random() < 0.4, dice.random() < 0.4
+            wire.answers.swallow, wire.requests.swallow = dice.random() < 0.4, dice.random() < 0.4
             await asyncio.sleep(dice.uniform(0, 0.02))
-            wire.cut()  # always: bytes do not get lost in the middle of a connection
-            wire.swallow_answers = wire.swallow_requests = False
+            wire.reset()  # always: bytes do not get lost in the middle of a connection
+            wire.answers.swallow = wire.requests.swallow = False
             if dice.random() < 0.2:
                 dice.choice(tasks).cancel()
         assert most <= 3
@@ -555,7 +555,7 @@ async def test_a_wait_for_lent_units_survives_a_cut() -> None:
         borrower = await other.acquire("a")
         back = asyncio.create_task(lending.__aexit__(None, None, None))
         await until(lambda: len(waiting(server)) == 1)
-        wire.cut()
+        wire.reset()
         await until(lambda: not admission._link.up)
         await until(lambda: admission._link.up)
         assert len(waiting(server)) == 1
@@ -586,7 +586,7 @@ async def test_a_holder_fences_itself() -> None:
     async with behind_a_proxy(lease=1.0, a=1) as (server, wire, admission):
         permit = await admission.acquire("a")
         wire.refuse = True
-        wire.cut()
+        wire.reset()
         await until(lambda: permit.lost)
         assert used(server) == 1  # the server would wait a little longer
         assert (permit.released, permit.release()) == (True, False)

@@ -38,9 +38,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from histories import Findings
 from session_content import (
     Content,
-    Findings,
     History,
     Record,
     alike,

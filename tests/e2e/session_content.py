@@ -15,8 +15,11 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
+
+if TYPE_CHECKING:
+    from histories import Findings
 
 Record = dict[str, Any]
 
@@ -200,17 +203,6 @@ class History:
 
     def __getitem__(self, what: str) -> list[Record]:
         return self.lines.get(what, [])
-
-
-@dataclass
-class Findings:
-    """What is wrong, each with the rule that it breaks."""
-
-    printed: list[str] = field(default_factory=list)
-
-    def add(self, rule: str, text: str, *evidence: Any) -> None:
-        shown = "".join(f"\n    {json.dumps(one)[:600]}" for one in evidence)
-        self.printed.append(f"{rule}: {text}{shown}")
 
 
 def alike(one: Any, other: Any) -> bool:

@@ -18,6 +18,8 @@ from typing import Any, Self
 
 import aiohttp
 
+from e2e.histories import Book
+
 ANSWER_SECONDS = 10.0
 AGAIN_SECONDS = 0.03
 """How soon a client asks again that was refused."""
@@ -26,19 +28,6 @@ LOST_SECONDS = 0.1
 LOST = (aiohttp.ClientError, TimeoutError, OSError, ValueError)
 """What a client sees of a server that died: a broken connection, or an answer that is cut off."""
 ENDED = frozenset(("completed", "failed", "cancelled", "interrupted", "timeout"))
-
-
-class Book:
-    """What one client writes down, line by line."""
-
-    def __init__(self, directory: Path, name: str) -> None:
-        self.file = (directory / f"{name}.jsonl").open("a", buffering=1, encoding="utf-8")
-
-    def write(self, what: str, **more: Any) -> None:
-        self.file.write(json.dumps({"what": what, **more}) + "\n")
-
-    def close(self) -> None:
-        self.file.close()
 
 
 @dataclass

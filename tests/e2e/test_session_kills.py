@@ -21,9 +21,10 @@ from random import Random
 import aiohttp
 import pytest
 
+from e2e.histories import Book
 from e2e.observe import until
 from e2e.session_content import ends_of_logs
-from e2e.session_load import Book, Load
+from e2e.session_load import Load
 from processes import environment
 
 SEED = int(os.environ.get("SEED", time.time_ns() % 1_000_000))

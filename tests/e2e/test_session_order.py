@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from e2e.session_load import Book
+from e2e.histories import Book
 from interlock.limiter import ConcurrencyLimiter
 from interlock.ports import Store
 from interlock.session.context import RunContext

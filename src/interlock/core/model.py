@@ -43,6 +43,10 @@ class Cooldown:
             return 0
         return self.cancelled_ms if outcome == "cancelled" else self.failed_ms
 
+    @property
+    def longest_ms(self) -> int:
+        return max(self.success_ms, self.cancelled_ms, self.failed_ms)
+
 
 NO_COOLDOWN = Cooldown()
 

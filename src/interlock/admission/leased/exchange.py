@@ -41,8 +41,10 @@ if TYPE_CHECKING:
     from interlock.core import model
     from interlock.core.model import Outcome
 
-_GRACE = 1.0
-"""Seconds past its deadline after which a request ends here, should the server not have ended it."""
+_GRACE = 0.75
+"""Seconds past its deadline after which a request ends here, should the server not have ended it.
+
+Promised is that it ends within one second; the event loop needs some of that."""
 CALL_SECONDS = 30.0
 _MISSING = object()
 

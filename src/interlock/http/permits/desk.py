@@ -100,7 +100,8 @@ class PermitDesk:
             limit = self.admission.kernel.limits.get(name)
             if limit is not None and not limit.removed:
                 self._unpaused.discard(name)
-                self.admission.pause(name, self._unsafe[name] + limit.cooldown.failed_ms / 1000)
+                # Nobody knows how the work of those ended that gave back what they held.
+                self.admission.pause(name, self._unsafe[name] + limit.cooldown.longest_ms / 1000)
 
     def drain(self) -> None:
         """End the long polls, so that the server can."""

@@ -379,7 +379,9 @@ class _Poll:
             called_off()
 
     def _settled(self, permit: Permit | None, error: InterlockError | None) -> None:
-        record = None if permit is None else self._desk.admission.kernel.permits[self._key]
+        record = None if permit is None else self._desk.admission.kernel.permits.get(self._key)
+        if permit is not None and record is None:
+            error = Unavailable("the server stood still until the lease was over; ask again")
         if record is not None:
             self._desk.taken(record, self, self.known)
         if self._answer.done():  # cancelled, and whoever awaits it has not come to run yet

@@ -253,10 +253,15 @@ class _Connection:
 
         def settled(permit: Permit | None, error: InterlockError | None) -> None:
             self._askings.pop(said.ask, None)
-            if error is None:
-                self._granted(said.ask, self._kernel.permits[said.id], lease, known)
-            else:
+            record = self._kernel.permits.get(said.id)
+            if permit is None:
+                assert error is not None
                 self._refuse(said.ask, error)
+            elif record is None:
+                # This server stood still for longer than the lease: its client will ask again.
+                self._say("granted", said.ask, permit.fence, int(permit.granted_at * 1000), 0)
+            else:
+                self._granted(said.ask, record, lease, known)
 
         asking = self._askings[said.ask] = Asking(acquisition.__await__(), settled)
         asking.begin()
