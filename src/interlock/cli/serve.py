@@ -21,6 +21,7 @@ from interlock.app import Interlock, check_supported
 from interlock.cli.reload import ConfigFile, Reloading
 from interlock.config import Config
 from interlock.errors import InterlockError, ValidationError
+from interlock.history import History
 from interlock.http.access.book import TokenBook
 from interlock.http.app import create_app
 from interlock.http.control import Fleet
@@ -32,6 +33,7 @@ from interlock.http.permits.desk import PermitDesk
 from interlock.provider.signals import WORDINGS, Wording
 from interlock.stores.expected import Expected
 from interlock.telemetry.logs import log_to
+from interlock.telemetry.sampling import Sampler
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -106,11 +108,24 @@ async def run(config: Config, file: ConfigFile) -> int:
         doctor = Doctor(fleet.gate, fleet.ledger, fleet.store, expected)
         book = TokenBook(fleet.store, fleet.gate.clock, config.server.token)
         await book.load()
+        history = History(fleet.store, fleet.gate.clock)
+        await history.load()
         server = _Server(
             create_app(
-                fleet.gate, gateway, config.server, desk, shown, fleet.sessions, doctor=doctor, book=book
+                fleet.gate,
+                gateway,
+                config.server,
+                desk,
+                shown,
+                fleet.sessions,
+                doctor=doctor,
+                book=book,
+                history=history,
             )
         )
+        sampler = Sampler(history, fleet.admission, fleet.gate)
+        sampler.start()
+        stack.push_async_callback(sampler.aclose)
         await fleet.sessions.recover()
         stopping = _Stopping(server, gateway, desk, fleet.sessions)
         stopping.install()

@@ -18,6 +18,7 @@ from interlock.http.control import routes
 from interlock.http.doctor import Doctor, doctor_routes
 from interlock.http.events import EventStreams, event_routes
 from interlock.http.guard import Guard
+from interlock.http.history import history_routes
 from interlock.http.ledger import ledger_routes
 from interlock.http.metrics import metrics_routes
 from interlock.http.overview import Overview
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from starlette.routing import Route
 
     from interlock.config import ServerConfig
+    from interlock.history import History
     from interlock.http.control import Fleet
     from interlock.http.gateway.proxy import Gateway
     from interlock.provider.gate import ProviderGate
@@ -55,6 +57,7 @@ def create_app(
     *,
     doctor: Doctor | None = None,
     book: TokenBook | None = None,
+    history: History | None = None,
 ) -> App:
     """The server's application; it takes no part in uvicorn's lifespan: the fleet outlives it.
 
@@ -87,6 +90,7 @@ def create_app(
             *_event_routes(sessions, desk),
             *session_routes(sessions, desk, ready),
             *metrics_routes(metrics),
+            *history_routes(history),
             *token_routes(book),
         ],
         exception_handlers={404: no_route, 405: no_route},

@@ -37,6 +37,7 @@ TABLE: Final[Mapping[str, str]] = {
     "GET /governor/stats": "read",
     "GET /pools": "read",
     "GET /metrics": "read",
+    "GET /history": "read",
     "GET /events": "read",
     "GET /concurrency/limits": "read",
     "GET /concurrency/limits/{id:path}": "read",
