@@ -1,7 +1,7 @@
 """What each limit looked like over the last day: a few numbers for every bucket of time, kept over restarts.
 
-The last hour is kept in buckets of ten seconds and the last day in buckets of a minute. Buckets are written in
-blocks, one setting each, and only the blocks in hand are written again: a day takes 33 settings, whatever
+The last hour is kept in buckets of ten seconds and the last day in buckets of a minute. Buckets are written
+in blocks, one setting each, and only the blocks in hand are written again: a day takes 33 settings, whatever
 happens in it. A bucket that is missing is one in which nobody looked: the server was not there.
 """
 

@@ -15,6 +15,7 @@ from interlock.http.access.scopes import GATEWAY, close, may, scoped
 from interlock.http.changes import FleetStreams, fleet_routes
 from interlock.http.concurrency import concurrency_routes
 from interlock.http.control import routes
+from interlock.http.dashboard.routes import Shown, dashboard_routes
 from interlock.http.doctor import Doctor, doctor_routes
 from interlock.http.events import EventStreams, event_routes
 from interlock.http.guard import Guard
@@ -79,6 +80,8 @@ def create_app(
     def ready() -> bool:
         return not gateway.draining
 
+    ledger = None if fleet is None else fleet.limits.ledger
+    shown = Shown(gate.admission.kernel, watched, sessions, ledger, ready)
     control = Starlette(
         routes=[
             *ledger_routes(gate, fleet),
@@ -91,6 +94,7 @@ def create_app(
             *session_routes(sessions, desk, ready),
             *metrics_routes(metrics),
             *history_routes(history),
+            *dashboard_routes(shown),
             *token_routes(book),
         ],
         exception_handlers={404: no_route, 405: no_route},

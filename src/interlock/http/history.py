@@ -32,9 +32,9 @@ def history_routes(history: History | None) -> list[Route]:
 
 def _history(request: Request, history: History) -> dict[str, Any]:
     query = request.query_params
-    for name in query:
-        if name not in _QUERY:
-            raise ValidationError(f"unknown query parameter {name[:80]!r}; known are {', '.join(_QUERY)}")
+    for asked in query:
+        if asked not in _QUERY:
+            raise ValidationError(f"unknown query parameter {asked[:80]!r}; known are {', '.join(_QUERY)}")
     name, names = query.get("limit"), history.names()
     if name is None:
         return {"limits": names}
