@@ -33,6 +33,7 @@ from interlock.ledger import Ledger
 from interlock.limiter import ConcurrencyLimiter
 from interlock.limits import FleetLimits
 from interlock.pool import AgentPool
+from interlock.ports import Clock
 from interlock.provider.gate import ProviderGate
 from interlock.session.sessions import Sessions
 from interlock.stores.memory import MemoryStore
@@ -65,10 +66,11 @@ async def dashboard(
     *,
     pools: Sequence[str] = (),
     store: MemoryStore | None = None,
+    clock: Clock | None = None,
 ) -> AsyncIterator[Board]:
     """A whole application over *limits* of the fleet, with a pool of two agents of each of these names."""
     async with AsyncExitStack() as stack:
-        store, clock = store or MemoryStore(), SystemClock()
+        store, clock = store or MemoryStore(), clock or SystemClock()
         admission = LocalAdmission(clock=clock)
         ledger = Ledger(store, clock)
         stack.push_async_callback(ledger.aclose)
@@ -106,7 +108,7 @@ async def dashboard(
 
 @dataclass
 class Crowd:
-    """Callers that hold or wait until they are let go."""
+    """Callers that hold or wait until they are let go: ``async with Crowd(gate) as crowd``."""
 
     gate: ProviderGate
     tasks: list[asyncio.Task[Any]] = field(default_factory=list)
@@ -122,6 +124,12 @@ class Crowd:
     async def _call(self, provider: str, name: str, end: asyncio.Event) -> None:
         async with self.gate.acquire(provider, name, timeout=None):
             await end.wait()
+
+    async def __aenter__(self) -> Crowd:
+        return self
+
+    async def __aexit__(self, *exit_: Any) -> None:
+        await self.leave()
 
     async def leave(self) -> None:
         """All of them go."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from interlock.http.control import PROVIDER
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
 
     from interlock.core.kernel import Kernel
     from interlock.http.overview import Row, Rows, State
+    from interlock.ports import Clock
 
 MOST_ROWS: Final = 100
 """Rows of one kind; the rest would be far out of sight."""
@@ -44,9 +44,15 @@ class FleetView:
     name = "fleet"
 
     def __init__(
-        self, kernel: Kernel, may: Collection[str], opened: str | None = None, most: int = PAGE
+        self,
+        kernel: Kernel,
+        clock: Clock,
+        may: Collection[str],
+        opened: str | None = None,
+        most: int = PAGE,
     ) -> None:
         self._kernel = kernel
+        self._clock = clock
         self._may = sorted(may)
         self._opened = opened
         self._most = min(most, MOST_QUEUE)
@@ -82,7 +88,7 @@ class FleetView:
         return parts
 
     def _read_queue(self, name: str, row: Row) -> dict[str, Any]:
-        now = time.monotonic()
+        now = self._clock.now()
         if row["waiting"] <= _LONG or now - self._looked >= self.every * 0.9:
             self._looked = now
             limit = self._kernel.limits[name]

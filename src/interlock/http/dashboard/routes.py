@@ -81,7 +81,8 @@ def _view(request: Request, shown: Shown) -> View:
             raise ValidationError(f"unknown query parameter {parameter[:80]!r}; {name} has {known}")
     may = _scopes(caller)
     if name == "fleet":
-        return FleetView(shown.kernel, may, query.get("open"), _number(query.get("n"), "n") or PAGE)
+        most = _number(query.get("n"), "n") or PAGE
+        return FleetView(shown.kernel, shown.streams.clock, may, query.get("open"), most)
     if name == "ledger":
         return LedgerView(shown.ledger, query.get("limit"), _number(query.get("before"), "before"))
     if (session_id := query.get("id")) is not None:
