@@ -97,7 +97,7 @@ async def test_the_shell_is_open_and_holds_no_data() -> None:
         seen = Tags(answer.body.decode())
         assert not seen.attributes & {"style", "onclick", "onload", "onsubmit"}
         assert "style" not in seen.tags
-        assert "JavaScript" in seen.text
+        assert re.search(r"<noscript>.*needs JavaScript.*</noscript>", answer.body.decode(), re.DOTALL)
         assert re.findall(r"(?:src|href)=\"(?!#|/static/)[^\"]*\"", answer.body.decode()) == []
         assert re.search(r"<script(?![^>]*\ssrc=)", answer.body.decode()) is None
 
@@ -206,7 +206,7 @@ async def test_ten_thousand_who_wait_cost_what_is_seen() -> None:
                     assert (name, len(patch) < 30_000) == ("patch", True)
         async with reading(board.url, f"view=fleet&open=provider:p&n={10**9}") as most:
             _, page = await most.next()
-            assert len(re.findall(r"agent-\d+", page)) == MOST_QUEUE
+            assert len(re.findall(r"agent-\d+", page)) == MOST_QUEUE + 1  # with the one who holds
 
 
 HOSTILE = (

@@ -249,7 +249,10 @@ function open({ title, text, yes, fields = [], severe = false, run }) {
   by("ask-yes").disabled = false;
   by("ask-no").textContent = "Cancel";
   by("ask-refusal").textContent = "";
-  for (const name of FIELDS) by(`ask-${name}`).hidden = !fields.includes(name);
+  for (const name of FIELDS) {
+    by(`ask-${name}`).hidden = !fields.includes(name);
+    by(name).required = fields.includes(name) && name !== "cooldown"; // which stays, if it is left empty
+  }
   act = run;
   by("ask").showModal();
   const first = fields.map((name) => by(name)).find((field) => !field.disabled);
@@ -292,7 +295,6 @@ const ACTIONS = {
       text: "In force at once. Raising it lets in who waits; lowering it takes nothing away from anybody.",
       async run(signal) {
         const unlimited = by("unlimited").checked;
-        if (!unlimited && !by("capacity").value) throw Object.assign(new Error("how many at once? Or tick unlimited"), { status: 400 });
         const body = { capacity: unlimited ? null : Number(by("capacity").value) };
         if (provider && by("cooldown").value !== "" && by("cooldown").value !== cooldown) body.cooldownMs = Number(by("cooldown").value);
         await ask(`/limits/${path(name)}`, { method: "PUT", body, signal });
@@ -378,7 +380,10 @@ document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || by("ask").open) return;
   if (event.target.closest("input, select, textarea")) return;
   const row = event.target.closest(".gate") ?? null;
-  const press = (what) => row?.querySelector(what)?.click();
+  const press = (what) => {
+    event.preventDefault(); // or the key would be typed into what is asked
+    row?.querySelector(what)?.click();
+  };
   if (PAGES[event.key]) location.hash = PAGES[event.key];
   else if (event.key === "ArrowDown" || event.key === "ArrowUp") move(row, event);
   else if (event.key === "Enter" && event.target === row) press("h3 a");
@@ -413,6 +418,7 @@ function show() {
   document.dispatchEvent(new CustomEvent("interlock:page", { detail: { page, open: query.get("open") } }));
   follow();
 }
+by("link").textContent = "connecting";
 addEventListener("hashchange", show);
 addEventListener("pageshow", (event) => { if (event.persisted) show(); });
 show();
