@@ -76,8 +76,8 @@ async def install(directory: Path) -> Path:
 
 
 @asynccontextmanager
-async def serving(bin_: Path, cwd: Path) -> AsyncIterator[str]:
-    """``interlock serve`` from that installation, in *cwd*; the URL that it prints."""
+async def serving(bin_: Path, cwd: Path) -> AsyncIterator[tuple[str, str]]:
+    """``interlock serve`` from that installation, in *cwd*; the two addresses that it prints."""
     process = await asyncio.create_subprocess_exec(
         *(str(bin_ / "interlock"), "serve", "--port", "0"), cwd=cwd, env=clean(), stdout=PIPE, stderr=STDOUT
     )
@@ -91,13 +91,13 @@ async def serving(bin_: Path, cwd: Path) -> AsyncIterator[str]:
             await process.communicate()
 
 
-async def announced(process: Process) -> str:
+async def announced(process: Process) -> tuple[str, str]:
     printed = ""
     assert process.stdout is not None
     async for line in process.stdout:
         printed += line.decode()
-        if found := re.search(r"export MOCK_BASE_URL=(\S+)", printed):
-            return found[1]
+        if found := re.search(r"export MOCK_BASE_URL=(\S+)[^$]*dashboard: (\S+)", printed):
+            return found[1], found[2]
     raise AssertionError(f"it ended: {printed}")
 
 
@@ -113,7 +113,7 @@ async def test_from_nothing_to_a_fleet_that_is_steered(tmp_path: Path) -> None:
     (home / "agent.py").write_text(AGENT, encoding="utf-8")
     async with raw_provider() as upstream, chromium() as browser:
         (home / "interlock.toml").write_text(CONFIG.format(upstream=upstream.url), encoding="utf-8")
-        async with serving(bin_, home) as base_url:
+        async with serving(bin_, home) as (base_url, board_url):
             agents = {
                 name: asyncio.create_task(
                     run(bin_ / "python", "agent.py", base_url, name, cwd=home, within=60)
@@ -121,7 +121,7 @@ async def test_from_nothing_to_a_fleet_that_is_steered(tmp_path: Path) -> None:
                 for name in ("Ada", "Bob")
             }
             try:
-                await steer(browser_url(base_url), browser, upstream)
+                await steer(board_url, browser, upstream)
                 printed = {name: (await task).strip() for name, task in agents.items()}
             finally:
                 for task in agents.values():
@@ -129,10 +129,6 @@ async def test_from_nothing_to_a_fleet_that_is_steered(tmp_path: Path) -> None:
                 await asyncio.gather(*agents.values(), return_exceptions=True)
     assert printed == {"Ada": "Hello, Ada", "Bob": "Hello, Bob"}
     assert (home / "interlock.db").exists()
-
-
-def browser_url(base_url: str) -> str:
-    return base_url.partition("/gateway/")[0] + "/"
 
 
 async def steer(url: str, browser: Browser, upstream: Upstream) -> None:

@@ -271,7 +271,7 @@ def _announce(config: Config, port: int) -> None:
         limit = "counted, unlimited" if provider.limit is None else f"at most {provider.limit} in flight"
         key = "the caller's key" if provider.api_key is None else "its own key"
         print(f"  {provider.id}: {provider.base_url}, {limit}, {key}")
-    sys.stdout.flush()
+    print(f"\n  dashboard: {base}/", flush=True)
 
 
 def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
