@@ -293,7 +293,11 @@ async def test_what_a_token_may_not_do_is_not_offered() -> None:
 
 
 async def test_what_is_asked_for_is_checked() -> None:
+    """And one who wants no stream gets the page once."""
     async with dashboard() as board:
+        once = await call(board.url, "GET", "/dashboard/stream?view=ledger", [(b"accept", b"text/html")])
+        assert (once.status, once.header(b"cache-control")) == (200, b"no-store")
+        assert "Nothing has changed yet." in once.body.decode()
         for query, said in (
             ("view=nothing", "allowed are fleet, sessions, ledger"),
             ("view=fleet&limit=x", "unknown query parameter 'limit'; fleet has open, n"),

@@ -15,8 +15,9 @@ from interlock.http.dashboard.fleet import PAGE, FleetView
 from interlock.http.dashboard.ledger import LedgerView
 from interlock.http.dashboard.parts import render
 from interlock.http.dashboard.sessions import SessionsView, SessionView
-from interlock.http.dashboard.stream import PageStream
+from interlock.http.dashboard.stream import PageStream, once
 from interlock.http.problems import answering
+from interlock.http.streaming import wants_stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,6 +59,10 @@ def dashboard_routes(shown: Shown) -> list[Route]:
 
     async def stream(request: Request) -> Response:
         view = _view(request, shown)
+        accept = request.headers.getlist("accept")
+        if accept and not wants_stream(accept) and "*/*" not in ",".join(accept):
+            headers = {**PROTECTION, "cache-control": "no-store"}
+            return Response(await once(shown.streams, view), 200, headers, media_type="text/html")
         if request.method == "HEAD":
             return Response(None, 200, PROTECTION, media_type="text/event-stream")
         shown.streams.check_room()

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from interlock.http.streaming import Put
 
 
+async def once(fleet: FleetStreams, view: View) -> str:
+    """The page as it is now, for one who wants no stream."""
+    return Told().whole(await view.parts(fleet.read()))
+
+
 class PageStream(EventStream):
     """One reader of *view*. Its fleet is that of `/events`: one look serves all."""
 
