@@ -33,7 +33,7 @@ from interlock.ledger import Ledger
 from interlock.limiter import ConcurrencyLimiter
 from interlock.limits import FleetLimits
 from interlock.pool import AgentPool
-from interlock.ports import Clock
+from interlock.ports import Clock, UsageSource
 from interlock.provider.gate import ProviderGate
 from interlock.session.sessions import Sessions
 from interlock.stores.memory import MemoryStore
@@ -67,6 +67,7 @@ async def dashboard(
     pools: Sequence[str] = (),
     store: MemoryStore | None = None,
     clock: Clock | None = None,
+    usage: UsageSource | None = None,
 ) -> AsyncIterator[Board]:
     """A whole application over *limits* of the fleet, with a pool of two agents of each of these names."""
     async with AsyncExitStack() as stack:
@@ -76,7 +77,9 @@ async def dashboard(
         stack.push_async_callback(ledger.aclose)
         fleet_limits = FleetLimits(admission, store, ledger)
         await fleet_limits.load(limits or {})
-        gate = ProviderGate(admission=admission, settings=store, ledger=ledger, default_cooldown=0.0)
+        gate = ProviderGate(
+            admission=admission, settings=store, ledger=ledger, default_cooldown=0.0, fetch_usage=usage
+        )
         await stack.enter_async_context(gate)
         await gate.load()
         await ledger.start({name: one.capacity for name, one in admission.limits().items()}, limits or {})

@@ -12,6 +12,7 @@ from playwright.async_api import Browser, Page, expect
 
 from dashboards import Crowd, chromium, dashboard, looking
 from gateways import until
+from interlock.provider.usage import ProviderUsage
 from interlock.stores.memory import MemoryStore
 from served_sessions import HOLD
 
@@ -83,6 +84,31 @@ async def test_an_operator_at_work(browser: Browser) -> None:
                 await expect(changes.nth(number)).to_contain_text(what)
             await page.locator(".chips").get_by_role("link", name="streams").click()
             await expect(changes).to_have_count(1)
+
+
+async def test_what_the_provider_counts_stands_beside_what_we_do(browser: Browser) -> None:
+    """Calls of others at the same account are seen, and are why somebody waits who has room with us."""
+    others = 4
+
+    async def usage(provider_id: str) -> ProviderUsage:
+        return ProviderUsage(concurrent_sessions=board.gate.reading("mock").used + others, limit=4)
+
+    async with dashboard(usage=usage) as board, Crowd(board.gate) as crowd:
+        await board.gate.set_limit("mock", 4)
+        crowd.ask("mock", *(f"ours-{number}" for number in range(4)), "next")
+        await until(lambda: board.gate.reading("mock").waiting)
+        async with looking(browser, f"{board.url}/#fleet?open=provider:mock") as page:
+            row = page.locator('.gate[data-name="provider:mock"]')
+            await expect(page.locator(".queue")).to_contain_text("mock is full (4/4)")
+            crowd.ends[0].set()
+            await expect(row.locator(".state")).to_have_text(
+                re.compile(r"\s*provider counts 7 of 4, 4 not ours\s*")
+            )
+            await expect(row.locator(".count")).to_have_text("3/4")
+            await expect(page.locator(".queue")).to_contain_text("mock: its provider reports no room yet")
+            others = 0
+            await expect(row.locator(".wait")).to_have_text("")
+            await expect(row.locator(".count")).to_have_text("4/4")
 
 
 async def test_sessions_and_their_runs(browser: Browser) -> None:

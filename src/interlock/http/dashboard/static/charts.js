@@ -16,7 +16,7 @@
     const rest = { stroke: colour("--soft"), font, grid, ticks: { show: false } };
     const hour = (at) => new Date(at * 1000).toLocaleTimeString(undefined, { hour: "2-digit", minute: "2-digit", hour12: false });
     return [
-      { ...rest, grid: { show: false }, size: 22, gap: 4, space: 64, values: (_, at) => at.map(hour) },
+      { ...rest, grid: { show: false }, size: 24, gap: 6, space: 64, values: (_, at) => at.map(hour) },
       { ...rest, size: 46, gap: 4, space: 26, values },
     ];
   }
@@ -60,7 +60,7 @@
         names.forEach((_, column) => rows[column + 1].push(null));
       }
       rows[0].push(at / 1000);
-      names.forEach((name, column) => rows[column + 1].push(data[name][row]));
+      names.forEach((name, column) => rows[column + 1].push(name === "refusals" ? data[name][row] || null : data[name][row]));
     });
     return rows;
   }
