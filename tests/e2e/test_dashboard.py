@@ -287,7 +287,7 @@ async def test_the_keyboard_is_enough(browser: Browser) -> None:
             await expect(beta.locator(".note.paused")).to_be_visible()
             assert await page.get_by_role("link", name="Skip to the page").count() == 1
             await page.keyboard.press("3")
-            await expect(page.locator("#ledger")).to_be_visible()
+            await expect(page.locator("#changes")).to_be_visible()
             await page.keyboard.press("Shift+Tab")
             await page.keyboard.press("2")
             await expect(page.locator("#stored")).to_contain_text("There is no session yet.")
@@ -330,12 +330,13 @@ async def test_on_a_phone_in_light_and_dark_with_ten_thousand_who_wait(browser: 
         await until(lambda: board.gate.reading("mock").waiting == 10_000)
         for scheme, options in (("light", PHONE), ("dark", PHONE), ("dark", {})):
             async with looking(browser, board.url, color_scheme=scheme, **options) as page:
+                await expect(page.locator("#pools")).to_contain_text("coders")
                 for where, seen in (
                     ("#fleet?open=provider:mock", ".queue tbody tr"),
                     (f"#fleet?open=provider:{long}", ".queue tbody tr"),
                     ("#sessions", "#stored tbody tr"),
                     (f"#sessions?id={'s' * 150}", "#events tbody tr"),
-                    ("#ledger", "#ledger tbody tr"),
+                    ("#ledger", "#changes tbody tr"),
                 ):
                     await page.evaluate("(where) => { location.hash = where; }", where)
                     await expect(page.locator(seen).first).to_be_visible()

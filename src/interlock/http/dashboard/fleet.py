@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from interlock import __version__
 from interlock.http.control import PROVIDER
 from interlock.http.dashboard.parts import Part, place, shown
 from interlock.http.dashboard.queue import queue
@@ -58,7 +59,7 @@ class FleetView:
         self._most = min(most, MOST_QUEUE)
         self._queue: dict[str, Any] = {}
         self._looked = float("-inf")
-        self.every = 15.0 if opened is None else 1.0
+        self.every = 2.0 if opened is None else 1.0
 
     async def parts(self, state: State) -> Sequence[Part]:
         """One list of rows for each kind of thing."""
@@ -119,6 +120,7 @@ def pulse(state: State, ready: bool) -> Part:
         "reduced": sum(bool(row["autoReduced"]) for row in state["providers"].values()),
         "runs": sum(row["running"] for row in state["sessions"].values()),
         "ready": ready,
+        "version": __version__,
     }
     return Part("pulse", "pulse", values)
 

@@ -27,17 +27,16 @@ class LedgerView:
         self._ledger = ledger
         self._limit = limit
         self._before = before
-        self._known: dict[str, int | None] = {}
+        self._noted = -1
         self._changes: list[tuple[str, Change]] = []
 
     async def parts(self, state: State) -> Sequence[Part]:
         """The limits to choose from, and the changes."""
         if self._ledger is None:
             return [Part("missing", "missing", {"text": "This server keeps no ledger of its limits."})]
-        known = self._ledger.known()
-        names = sorted(known)[:_MOST_LIMITS]
-        if known != self._known or not self._changes:
-            self._known = known
+        names = sorted(self._ledger.known())[:_MOST_LIMITS]
+        if self._ledger.noted != self._noted:
+            self._noted = self._ledger.noted
             self._changes = await self._read(self._ledger, names)
         rows = [_row(name, change) for name, change in self._changes[:PAGE]]
         more = len(self._changes) > PAGE and self._limit is not None
@@ -48,7 +47,7 @@ class LedgerView:
             "next": self._changes[PAGE - 1][1].number if more else None,
             "all": self._limit is None,
         }
-        return [Part("ledger", "ledger", values, tuple(rows))]
+        return [Part("changes", "ledger", values, tuple(rows))]
 
     async def _read(self, ledger: Ledger, names: list[str]) -> list[tuple[str, Change]]:
         if self._limit is not None:

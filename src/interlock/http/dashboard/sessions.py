@@ -20,12 +20,16 @@ if TYPE_CHECKING:
     from interlock.session.sessions import Sessions
 
 MOST_EVENTS: Final = 60
+MOST_OPEN: Final = 30
+"""Runs that have not ended and are shown: each may have an input of a megabyte, which is read with it."""
 MOST_ENDED: Final = 20
 """Runs that have ended and are shown."""
 _BEHIND: Final = 200
 """So many of the last events are looked through for them."""
 _OPEN: Final = tuple(status for status in RUN_STATUSES if status not in ENDED)
 _MOST_DATA: Final = 240
+_LOOK_SECONDS: Final = 3.0
+"""After so long runs are read again also if no event tells that they have changed."""
 
 
 class SessionsView:
@@ -37,15 +41,21 @@ class SessionsView:
     def __init__(self, sessions: Sessions | None, after: str | None = None) -> None:
         self._sessions = sessions
         self._after = after
+        self._found: list[Session] = []
+        self._read_at = float("-inf")
 
     async def parts(self, state: State) -> Sequence[Part]:
         """Two lists."""
         if self._sessions is None:
             return [Part("missing", "missing", {"text": "This server keeps no sessions."})]
+        now = self._sessions.clock.now()
         try:
-            found = await self._sessions.store.list_sessions(after=self._after, limit=PAGE + 1)
+            if now - self._read_at >= self.every * 0.9:  # what is stored may be large, and the fleet busy
+                self._found = await self._sessions.store.list_sessions(after=self._after, limit=PAGE + 1)
+                self._read_at = now
         except SessionNotFound:
             return [Part("missing", "missing", {"text": f"There is no session {shown(self._after)}."})]
+        found = self._found
         rows = tuple(
             Part(place("stored", one.id), "stored_session", _session(one, self._sessions)) for one in found
         )
@@ -68,6 +78,8 @@ class SessionView:
         self._id = session_id
         self._may = "submit" in may or "admin" in may
         self._sequence = -1
+        self._read_at = float("-inf")
+        self._open: list[Run] = []
         self._events: list[Event] = []
         self._ended: dict[str, Run] = {}
 
@@ -79,13 +91,16 @@ class SessionView:
         try:
             session = await store.get_session(self._id)
             server = self._sessions.running.get(session.id)
-            open_ = await store.list_runs(session.id, statuses=_OPEN, limit=PAGE)
+            now = self._sessions.clock.now()
+            if session.last_sequence != self._sequence or now - self._read_at >= _LOOK_SECONDS:
+                self._open = await store.list_runs(session.id, statuses=_OPEN, limit=MOST_OPEN + 1)
+                self._read_at = now
             if session.last_sequence != self._sequence:
                 await self._read(session)
         except SessionNotFound:
             return [Part("missing", "missing", {"text": f"There is no session {shown(self._id)}."})]
         ended = sorted(self._ended.values(), key=lambda run: -run.number)[:MOST_ENDED]
-        runs = [self._run(run, server) for run in (*open_, *ended)]
+        runs = [self._run(run, server) for run in (*self._open[:MOST_OPEN], *ended)]
         values = _session(session, self._sessions) | {
             "may": self._may and session.status not in SESSION_ENDED,
             "tags": [shown(tag) for tag in session.tags],
@@ -93,7 +108,7 @@ class SessionView:
         }
         return [
             Part("session", "session", values),
-            Part("runs", "runs", {"open": len(open_) == PAGE}, tuple(runs)),
+            Part("runs", "runs", {"more": len(self._open) > MOST_OPEN}, tuple(runs)),
             Part("events", "events", {}, tuple(_event(one) for one in reversed(self._events))),
         ]
 

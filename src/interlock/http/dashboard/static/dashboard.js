@@ -53,17 +53,17 @@ async function follow() {
   const mine = (connection = new AbortController());
   let pause = FIRST_PAUSE_MS;
   while (!mine.signal.aborted) {
-    let why = "the server ended the stream";
+    let refused = null;
     try {
       await read(mine, () => { pause = FIRST_PAUSE_MS; });
     } catch (error) {
       if (mine.signal.aborted) return;
       if (error.status === 401 || error.status === 403) return signIn(error);
       if (error.status && error.status < 500 && error.status !== 429) return refusePage(error);
-      why = error.message;
+      if (error.status) refused = error.message;
     }
     if (mine.signal.aborted) return;
-    lose(why);
+    lose(refused);
     await new Promise((done) => {
       const timer = setTimeout(done, pause * (0.5 + Math.random() / 2));
       mine.signal.addEventListener("abort", () => { clearTimeout(timer); done(); });
@@ -116,6 +116,8 @@ async function take(event, worked) {
     find(lost ? "Connected again." : null);
     await htmx.swap({ text: data.join("\n"), target: by("main"), sourceElement: by("main"), swap: kind === "view" ? "innerMorph" : "none" });
     tick();
+    // A page that was loaded from another version may not fit what this one sends.
+    if (by("pulse").dataset.version !== by("version").dataset.version) location.reload();
     document.dispatchEvent(new CustomEvent("interlock:shown"));
   }
 }
@@ -134,14 +136,14 @@ function find(news) {
   by("signout").hidden = !sessionStorage.getItem(TOKEN);
 }
 
-function lose(why) {
+/** *refused* is what the server said, if it said anything. */
+function lose(refused) {
   lost = true;
   document.body.classList.remove("live");
   document.body.classList.add("stale");
   by("link").textContent = "connection lost";
   const state = shownAt === null ? "" : ` This is the state of ${clock(shownAt)}.`;
-  by("banner").textContent = `Connection lost.${state} Trying again.`;
-  by("banner").title = why;
+  by("banner").textContent = `${refused ? sentence(refused) : "Connection lost."}${state} Trying again.`;
   by("banner").hidden = false;
 }
 
@@ -404,9 +406,12 @@ function move(row, event) {
 
 // -- start
 
+let last = null;
 function show() {
   if (location.hash === "#main") return;
   const { page, query } = place();
+  if (last !== null && last !== page) scrollTo(0, 0);
+  last = page;
   for (const one of document.querySelectorAll("[data-page]")) {
     if (one.dataset.page === page) one.setAttribute("aria-current", "page");
     else one.removeAttribute("aria-current");
@@ -421,4 +426,13 @@ function show() {
 by("link").textContent = "connecting";
 addEventListener("hashchange", show);
 addEventListener("pageshow", (event) => { if (event.persisted) show(); });
+
+// A browser has six connections for all its tabs: one that nobody looks at gives its own back.
+const REST_MS = 20000;
+let resting = null;
+document.addEventListener("visibilitychange", () => {
+  clearTimeout(resting);
+  if (document.hidden) resting = setTimeout(() => { connection?.abort(); connection = null; }, REST_MS);
+  else if (connection === null && by("signin").hidden) follow();
+});
 show();
