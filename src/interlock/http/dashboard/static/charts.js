@@ -67,7 +67,8 @@
 
   function fill() {
     if (!data || !plots.length) return;
-    const to = Date.now() / 1000, x = { min: to - span, max: to };
+    const to = (Date.now() + skew) / 1000, first = data.at.length ? data.at[0] / 1000 : to;
+    const x = { min: Math.max(to - span, Math.min(first, to - span / 6)), max: to }; // a young server is seen closer
     const sets = [["inFlight", "capacity"], ["waitLongestMs", "waitMedianMs"], ["refusals"]];
     plots.forEach((one, at) => {
       one.batch(() => { one.setData(columns(sets[at]), false); one.setScale("x", x); });

@@ -116,6 +116,7 @@ async function take(event, worked) {
     find(lost ? "Connected again." : null);
     await htmx.swap({ text: data.join("\n"), target: by("main"), sourceElement: by("main"), swap: kind === "view" ? "innerMorph" : "none" });
     tick();
+    for (const one of document.querySelectorAll(".queue")) one.style.minHeight = `${one.offsetHeight}px`; // grows only
     // A page that was loaded from another version may not fit what this one sends.
     if (by("pulse").dataset.version !== by("version").dataset.version) location.reload();
     document.dispatchEvent(new CustomEvent("interlock:shown"));
