@@ -12,6 +12,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import interlock.http.dashboard as package
 from dashboards import Board, Crowd, dashboard
 from gateways import call, caller
@@ -175,6 +177,22 @@ async def test_first_the_page_then_what_has_changed() -> None:
                 "provider:two",
             ]
             assert 'hx-target="#gates"' in html
+
+
+async def test_a_silent_page_pings_and_ends_with_its_token() -> None:
+    """A comment every 15 seconds, so that its reader knows it lives; cut off when its token is revoked."""
+    clock = VirtualClock(1_000.0)
+    async with dashboard(clock=clock) as board:
+        _, secret = await board.book.create("reader", ("read",))
+        async with reading(board.url, "", bearer(secret)) as stream:
+            assert (await stream.next())[0] == "view"
+            for _ in range(2):
+                for _ in range(10):
+                    await clock.advance(1.5)
+                assert (await stream.next()) == (":", "")
+            await board.book.revoke("reader")
+            with pytest.raises(asyncio.IncompleteReadError):
+                await stream.next()
 
 
 async def test_ten_thousand_who_wait_cost_what_is_seen() -> None:
