@@ -105,7 +105,7 @@ async def test_what_the_provider_counts_stands_beside_what_we_do(browser: Browse
                 re.compile(r"\s*provider counts 7 of 4, 4 not ours\s*")
             )
             await expect(row.locator(".count")).to_have_text("3/4")
-            await expect(page.locator(".queue")).to_contain_text("mock: its provider reports no room yet")
+            await expect(page.locator(".queue")).to_contain_text("mock reports no room yet")
             others = 0
             await expect(row.locator(".wait")).to_have_text("")
             await expect(row.locator(".count")).to_have_text("4/4")

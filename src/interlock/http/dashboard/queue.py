@@ -62,7 +62,7 @@ def _reason(name: str, limit: Limit, why: explain.Why, missing: int) -> str:
         case "paused":
             return f"{name} is paused"
         case "gate":
-            return f"{name}: its provider reports no room yet"
+            return f"{name} reports no room yet"
         case "reserved":
             return f"{name} keeps its room for older ones"
         case "behind":
