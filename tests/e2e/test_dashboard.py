@@ -146,6 +146,15 @@ async def test_sessions_and_their_runs(browser: Browser) -> None:
             await board.worker.finish(last)
             await expect(page.locator("#said")).to_have_text("build: drained, and open again.")
 
+            await page.locator("#session").get_by_role("link", name="Sessions").click()
+            await page.get_by_label("Session id").fill("nobody")
+            await page.keyboard.press("Enter")
+            await expect(page.locator("#main")).to_have_text("There is no session nobody.")
+            await page.go_back()
+            await page.get_by_label("Session id").fill("build")
+            await page.get_by_role("button", name="Open").click()
+            await expect(page.get_by_role("heading", name="build")).to_be_visible()
+
 
 async def test_a_token_is_asked_for_and_kept_in_the_tab(browser: Browser) -> None:
     """A wrong one and one of another scope are told apart; who looks may not act; revoked is signed out."""

@@ -375,6 +375,12 @@ document.addEventListener("click", (event) => {
   if (button) ACTIONS[button.dataset.do]({ ...button.closest("[data-name], [data-run], [data-id]").dataset });
 });
 
+document.addEventListener("submit", (event) => {
+  if (!event.target.matches("[data-find]")) return;
+  event.preventDefault();
+  location.hash = `#sessions?id=${encodeURIComponent(event.target.elements[0].value.trim())}`;
+});
+
 // -- keys, as in `interlock top`
 
 const PAGES = { 1: "#fleet", 2: "#sessions", 3: "#ledger" };
