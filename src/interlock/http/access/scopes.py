@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from starlette.routing import Mount, Route
 
 from interlock.http.access.refusals import refuse
+from interlock.http.dashboard.assets import SCOPES as DASHBOARD
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -30,15 +31,7 @@ CONNECT: Final = "WEBSOCKET /permits/connect"
 TABLE: Final[Mapping[str, str]] = {
     "GET /healthz": OPEN,
     "GET /readyz": OPEN,
-    # -- the dashboard without its data
-    "GET /": OPEN,
-    "GET /static/dashboard.css": OPEN,
-    "GET /static/dashboard.js": OPEN,
-    "GET /static/charts.js": OPEN,
-    "GET /static/icon.svg": OPEN,
-    "GET /static/vendor/htmx.min.js": OPEN,
-    "GET /static/vendor/uPlot.iife.min.js": OPEN,
-    "GET /static/vendor/uPlot.min.css": OPEN,
+    **DASHBOARD,
     # -- state
     "GET /limits": "read",
     "GET /limits/{name:path}/history": "read",
@@ -47,7 +40,6 @@ TABLE: Final[Mapping[str, str]] = {
     "GET /pools": "read",
     "GET /metrics": "read",
     "GET /history": "read",
-    "GET /dashboard/stream": "read",
     "GET /events": "read",
     "GET /concurrency/limits": "read",
     "GET /concurrency/limits/{id:path}": "read",

@@ -25,6 +25,12 @@ FILES: Final = {
     "vendor/uPlot.min.css": "text/css; charset=utf-8",
 }
 """By name below ``/static``, with their types."""
+SCOPES: Final = {
+    "GET /": "open",
+    **{f"GET /static/{name}": "open" for name in FILES},
+    "GET /dashboard/stream": "read",
+}
+"""What each route of the dashboard asks of its caller; see `interlock.http.access.scopes`."""
 PROTECTION: Final = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; connect-src 'self'; style-src 'self'; img-src 'self' data:; "

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from interlock.core.runs import ENDED, SESSION_ENDED
+from interlock.core.runs import ENDED, IN_FLIGHT, SESSION_ENDED
 from interlock.errors import InterlockError, SessionNotFound
 from interlock.http.dashboard.fleet import PAGE, busy_list
 from interlock.http.dashboard.parts import Part, place, shown
 from interlock.http.problems import encoded
-from interlock.http.sessions.words import RUN_STATUSES, is_id, ms
+from interlock.http.sessions.words import is_id
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
+    from interlock.core.runs import RunStatus
     from interlock.core.sessions import Event, Run, Session
     from interlock.http.overview import State
     from interlock.session.server import SessionServer
@@ -26,7 +27,7 @@ MOST_ENDED: Final = 20
 """Runs that have ended and are shown."""
 _BEHIND: Final = 200
 """So many of the last events are looked through for them."""
-_OPEN: Final = tuple(status for status in RUN_STATUSES if status not in ENDED)
+_OPEN: Final[frozenset[RunStatus]] = IN_FLIGHT | {"pending"}
 _MOST_DATA: Final = 240
 _LOOK_SECONDS: Final = 3.0
 """After so long runs are read again also if no event tells that they have changed."""
@@ -135,13 +136,13 @@ class SessionView:
             "number": run.number,
             "status": run.status,
             "attempt": run.attempt,
-            "submitted": ms(run.submitted_at),
-            "started": ms(run.started_at),
-            "ended": ms(run.ended_at),
+            "submitted": _ms(run.submitted_at),
+            "started": _ms(run.started_at),
+            "ended": _ms(run.ended_at),
             "tokens": sum(run.token_usage.values()),
             "text": "" if run.error is None else shown(run.error.get("message", ""), 160),
             "may": self._may and run.status not in ENDED,
-            "flying": run.status in ("running", "paused"),
+            "flying": run.status in IN_FLIGHT,
         }
         if run.status == "pending":
             values["text"] = _waits(run.id, server)
@@ -172,8 +173,12 @@ def _session(session: Session, sessions: Sessions) -> dict[str, Any]:
         "running": 0 if status is None else status.in_flight_count,
         "queued": 0 if status is None else status.queued_count,
         "served": status is not None,
-        "created": ms(session.created_at),
+        "created": _ms(session.created_at),
     }
+
+
+def _ms(seconds: float | None) -> int | None:
+    return None if seconds is None else round(seconds * 1000)
 
 
 def _event(event: Event) -> Part:
