@@ -3,7 +3,7 @@ PY := .venv/bin/python
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-deep check docs bench lock
+.PHONY: help demo serve test test-deep check docs bench lock vendor
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ lock: $(READY) ## resolve pyproject.toml again into hashed requirements/*.txt
 		--no-annotate --no-emit-index-url --extra all --group dev pyproject.toml -o requirements/dev.txt
 	.venv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
 		--no-annotate --no-emit-index-url --extra all pyproject.toml -o requirements/all.txt
+
+vendor: ## fetch the dashboard's vendored files again, with npm, and note their hashes
+	$(PYTHON) tools/vendor.py
 
 $(READY): pyproject.toml requirements/dev.txt
 	test -x $(PY) || $(PYTHON) -m venv .venv

@@ -26,7 +26,7 @@ LAYERS = (
     ("core",),
     ("ports",),
     ("clock",),  # gives a `ports.Clock`, and hands out its timer handles
-    ("ledger",),  # stores examine what it has kept in them
+    ("ledger", "history"),  # stores examine what the ledger has kept in them
     ("admission", "stores"),
     ("limiter", "governor", "limits", "provider", "pool"),
     ("session",),  # its runs take slots, streams and tools

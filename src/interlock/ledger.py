@@ -85,6 +85,8 @@ class Ledger:
         self._pending: deque[tuple[str, Change]] = deque()
         self._task: asyncio.Task[None] | None = None
         self._started = False
+        self.noted = 0
+        """How many changes were noted so far, by this process."""
 
     async def start(self, in_force: Mapping[str, int | None], file: Mapping[str, int | None]) -> None:
         """Begin to note, first what is in force and was not noted: the *file* said so, or nobody knows."""
@@ -116,6 +118,7 @@ class Ledger:
             evidence = evidence.replace(secret, "***")
         change = Change(head.number + 1, self._clock.now(), cause.by, head.new, new, shown(evidence))
         self._heads[name] = _Head(change.number, new)
+        self.noted += 1
         self._pending.append((name, change))
         if len(self._pending) > _MOST_PENDING:
             lost, earliest = self._pending.popleft()

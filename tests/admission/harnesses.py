@@ -126,7 +126,7 @@ async def hosted(
     upstream = HttpUpstream()
     gate = ProviderGate(admission=admission)
     server_config = ServerConfig(token=None if token is None else Secret(token))
-    app = create_app(gate, Gateway(gate, upstream, {}), server_config, desk, limits, book=book)
+    app = create_app(gate, Gateway(gate, upstream, {}), server_config, desk, book=book)
     config = uvicorn_config(app, places=places)
     config.load()
     state = ServerState()

@@ -63,10 +63,11 @@ def one_line(finished: Finished, code: int) -> str:
 async def test_it_says_where_it_listens_and_for_whom(tmp_path: Path) -> None:
     """And is ready: what it prints can be pasted into a shell."""
     async with upstream() as provider, serve(tmp_path, config(provider, "limit = 3")) as server:
-        await until(lambda: len(server.lines) == 5)
+        await until(lambda: len(server.lines) == 7)
         assert server.lines[0].endswith(f"on {server.url}, state in memory:")
         assert server.lines[2] == f"  export P_BASE_URL={server.url}/gateway/p"
         assert server.lines[4] == f"  p: {provider.url}, at most 3 in flight, the caller's key"
+        assert server.lines[6] == f"  dashboard: {server.url}/"
         assert (await call(server.url, "GET", "/healthz")).json == {"status": "ok"}
         assert await is_ready(server)
         assert server.stderr() == ""

@@ -129,6 +129,17 @@ async def test_other_sites_pages_may_not_ask(site: str) -> None:
     assert await status(guarded(), HOST, (b"sec-fetch-site", site.encode())) == 403
 
 
+async def test_a_link_of_another_page_leads_to_the_dashboard() -> None:
+    """Somebody who follows one may look; nothing else is opened by it, and no frame of another page."""
+    site, mode, dest = b"sec-fetch-site", b"sec-fetch-mode", b"sec-fetch-dest"
+    follows = (HOST, (site, b"cross-site"), (mode, b"navigate"))
+    assert await status(guarded(), *follows, (dest, b"document"), path="/") == 200
+    assert await status(guarded(), *follows, (dest, b"iframe"), path="/") == 403
+    assert await status(guarded(), *follows, (dest, b"document"), path="/limits") == 403
+    assert await status(guarded(), HOST, (site, b"cross-site"), (mode, b"cors"), path="/") == 403
+    assert await status(guarded(), HOST, (site, b"cross-site"), path="/") == 403
+
+
 @pytest.mark.parametrize(
     "origin",
     [
@@ -192,11 +203,11 @@ async def test_the_token_opens(field: Header, path: str) -> None:
         ([], "/gateway/p/v1/models"),
         ([], "/healthz/"),
         ([], "/healthz/../concurrency/status"),
-        ([(b"authorization", b"Bearer wrong")], "/"),
-        ([(b"authorization", b"Bearer ")], "/"),
-        ([(b"authorization", b"t0ken")], "/"),
-        ([(b"authorization", b"Bearer " + b"t0ken"[:-1])], "/"),
-        ([(b"x-interlock-token", b"")], "/"),
+        ([(b"authorization", b"Bearer wrong")], "/limits"),
+        ([(b"authorization", b"Bearer ")], "/limits"),
+        ([(b"authorization", b"t0ken")], "/limits"),
+        ([(b"authorization", b"Bearer " + b"t0ken"[:-1])], "/limits"),
+        ([(b"x-interlock-token", b"")], "/limits"),
         ([(b"x-api-key", b"t0ken")], "/concurrency/status"),
     ],
 )

@@ -187,7 +187,7 @@ def ruled(key: str) -> str:
     """The scope that the rule gives, of which the table is the long form."""
     method, _, path = key.partition(" ")
     first = path.split("/")[1]
-    if first in ("healthz", "readyz"):
+    if first in ("", "static", "healthz", "readyz"):
         return OPEN
     if first == "gateway":
         return "gateway"

@@ -324,6 +324,7 @@ async def _until_signal(console: Console, provider: str, server: str) -> None:
         f"\nStill running: {server} in front of {provider}. Ctrl-C stops both.\n"
         f"  export OPENAI_BASE_URL={server}/gateway/mock/v1\n"
         f"  export ANTHROPIC_BASE_URL={server}/gateway/mock\n"
-        f"  interlock status --url {server}"
+        f"  interlock status --url {server}\n"
+        f"  dashboard: {server}/"
     )
     await stopped.wait()

@@ -21,6 +21,7 @@ from interlock.cli.output import Json
 from interlock.cli.reload import ConfigFile, Reloading
 from interlock.config import Config, describe
 from interlock.errors import ValidationError
+from interlock.history import History
 from interlock.http.access.book import TokenBook
 from interlock.http.access.reach import check_reach
 from interlock.http.app import create_app
@@ -36,6 +37,7 @@ from interlock.http.permits.desk import PermitDesk
 from interlock.provider.signals import WORDINGS, Wording
 from interlock.stores.expected import Expected
 from interlock.telemetry.logs import log_to
+from interlock.telemetry.sampling import Sampler
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -125,9 +127,22 @@ async def run(config: Config, file: ConfigFile, *, insecure: bool = False, as_js
         book = TokenBook(fleet.store, fleet.gate.clock, config.server.token)
         await book.load()
         stack.push_async_callback(book.aclose)
+        history = History(fleet.store, fleet.gate.clock)
+        await history.load()
+        sampler = Sampler(history, fleet.admission, fleet.gate)
         app = create_app(
-            fleet.gate, gateway, config.server, desk, shown, fleet.sessions, doctor=doctor, book=book
+            fleet.gate,
+            gateway,
+            config.server,
+            desk,
+            shown,
+            fleet.sessions,
+            doctor=doctor,
+            book=book,
+            history=history,
         )
+        sampler.start()
+        stack.push_async_callback(sampler.aclose)
         places = Places(config.server.max_connections, config.server.max_connections_per_address)
         server = Server(uvicorn_config(app, places=places))
         check_reach(config.server, book, insecure=insecure)
@@ -244,7 +259,7 @@ def _announce(config: Config, bound: Any) -> None:
         limit = "counted, unlimited" if provider.limit is None else f"at most {provider.limit} in flight"
         key = "the caller's key" if provider.api_key is None else "its own key"
         print(f"  {provider.id}: {provider.base_url}, {limit}, {key}")
-    sys.stdout.flush()
+    print(f"\n  dashboard: {base}/", flush=True)
 
 
 def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:

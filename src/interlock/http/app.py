@@ -17,10 +17,12 @@ from interlock.http.access.scopes import GATEWAY, close, scoped
 from interlock.http.changes import FleetRoutes, FleetStreams
 from interlock.http.concurrency import ConcurrencyRoutes
 from interlock.http.control import ControlRoutes
+from interlock.http.dashboard.routes import DashboardRoutes, Shown, StaticRoutes
 from interlock.http.doctor import Doctor, DoctorRoutes
 from interlock.http.endpoints import Path, routes_of
 from interlock.http.events import EventRoutes, EventStreams
 from interlock.http.guard import Guard
+from interlock.http.history import HistoryRoutes
 from interlock.http.ledger import LedgerRoutes
 from interlock.http.metrics import MetricsRoutes
 from interlock.http.openapi import DescriptionRoutes
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from random import Random
 
     from interlock.config import ServerConfig
+    from interlock.history import History
     from interlock.http.control import Fleet
     from interlock.http.gateway.proxy import Gateway
     from interlock.provider.gate import ProviderGate
@@ -64,6 +67,7 @@ def create_app(
     doctor: Doctor | None = None,
     book: TokenBook | None = None,
     chance: Random | None = None,
+    history: History | None = None,
 ) -> App:
     """The server's application; it takes no part in uvicorn's lifespan: the fleet outlives it.
 
@@ -89,6 +93,7 @@ def create_app(
     def ready() -> bool:
         return not gateway.draining
 
+    ledger = None if fleet is None else fleet.limits.ledger
     reception = Reception(sessions, desk, ready)
     holders = [
         ControlRoutes(gate, fleet, ready),
@@ -102,6 +107,9 @@ def create_app(
         DoctorRoutes(doctor or Doctor(gate)),
         MetricsRoutes(metrics),
         TokenRoutes(book),
+        HistoryRoutes(history),
+        DashboardRoutes(Shown(gate.admission.kernel, watched, sessions, ledger, ready)),
+        StaticRoutes(),
     ]
     control = _control_plane(holders)
     through = scoped(gateway, SCOPES[GATEWAY])

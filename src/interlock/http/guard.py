@@ -38,6 +38,8 @@ _LOOKED_AT = frozenset(
         b"host",
         b"origin",
         b"sec-fetch-site",
+        b"sec-fetch-mode",
+        b"sec-fetch-dest",
         b"authorization",
         b"x-api-key",
         b"x-interlock-token",
@@ -107,7 +109,8 @@ class Guard:
             return _Refusal(400, "bad_host", "send exactly one Host header")
         if not self._known(hosts[0]):
             return _Refusal(421, "unknown_host", f"this server does not answer for {hosts[0]!r:.80}")
-        if fields.get(b"sec-fetch-site", ["none"])[0] in ("cross-site", "same-site"):
+        foreign = fields.get(b"sec-fetch-site", ["none"])[0] in ("cross-site", "same-site")
+        if foreign and not _follows_link(scope, fields):
             return _Refusal(403, "cross_site", "requests from other sites' pages are refused")
         for origin in fields.get(b"origin", []):
             if not self._same_site(origin, hosts[0]):
@@ -152,6 +155,13 @@ class Guard:
     def _known(self, host: str) -> bool:
         match = _HOST.fullmatch(host)
         return match is not None and (self._any_host or (match[1] or match[2]).lower() in self._hosts)
+
+
+def _follows_link(scope: Scope, fields: dict[bytes, list[str]]) -> bool:
+    """Whether somebody comes to the dashboard from another page: its shell has no data, no frame."""
+    how = fields.get(b"sec-fetch-mode"), fields.get(b"sec-fetch-dest")
+    asked = scope.get("method"), scope["path"]
+    return asked == ("GET", "/") and how == (["navigate"], ["document"])
 
 
 def _is_token(book: TokenBook, value: bytes) -> bool:

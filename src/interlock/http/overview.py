@@ -5,19 +5,17 @@ Every row is a value of the state alone: times are moments, not durations, so a 
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import asdict
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from interlock.admission.readings import read_limit
 from interlock.http.concurrency import provider_status
 from interlock.http.control import PROVIDER, camel, limit_body
+from interlock.telemetry.longest import Longest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from interlock.core.model import Limit, Waiter
     from interlock.http.control import Fleet
     from interlock.provider.gate import ProviderGate
     from interlock.session.sessions import Sessions
@@ -38,7 +36,7 @@ class Overview:
         self._gate = gate
         self._fleet = fleet
         self._sessions = sessions
-        self._fronts: dict[str, _Front] = {}
+        self._longest = Longest()
 
     def read(self) -> State:
         """The state now. It costs what there are limits, however many wait for them."""
@@ -56,45 +54,16 @@ class Overview:
         }
 
     def _limits(self, providers: Rows) -> Rows:
-        rows, fronts = {}, self._fronts
-        self._fronts = {}
+        rows = {}
         for name, limit in sorted(self._gate.admission.kernel.limits.items()):
             if limit.removed:
                 continue
             row: Row = {**limit_body(read_limit(limit))}
-            row["waitingSince"] = None
-            if limit.waiters:
-                front = fronts.get(name)
-                if front is None or front.limit is not limit:
-                    front = _Front(limit)
-                self._fronts[name] = front
-                row["waitingSince"] = front.longest().arrived_ms
+            row["waitingSince"] = self._longest.since_ms(limit)
             said = providers.get(name.removeprefix(PROVIDER), {}) if name.startswith(PROVIDER) else {}
             row["pausedBy"] = None if row["pausedUntil"] is None else said.get("reason", "operator")
             rows[name] = row
         return rows
-
-
-class _Front:
-    """Who has waited longest for a limit, found without looking at all who wait each time.
-
-    Whoever comes later than those that are filed has waited less; so they are looked at again only when all
-    filed ones have gone, and each is looked at about once.
-    """
-
-    def __init__(self, limit: Limit) -> None:
-        self.limit = limit
-        self._filed: deque[tuple[int, Waiter]] = deque()
-
-    def longest(self) -> Waiter:
-        """The one; there has to be somebody."""
-        waiters = self.limit.waiters
-        while self._filed:
-            if self._filed[0][1] in waiters:
-                return self._filed[0][1]
-            self._filed.popleft()
-        self._filed.extend(sorted(((one.rank[2], one) for one in waiters), key=itemgetter(0)))
-        return self._filed[0][1]
 
 
 def _sessions(sessions: Sessions) -> Rows:

@@ -9,9 +9,11 @@ from interlock.http.access.scopes import CONNECT, GATEWAY, OPEN
 from interlock.http.changes import FleetRoutes
 from interlock.http.concurrency import ConcurrencyRoutes
 from interlock.http.control import ControlRoutes
+from interlock.http.dashboard.routes import DashboardRoutes, StaticRoutes
 from interlock.http.doctor import DoctorRoutes
 from interlock.http.endpoints import declared
 from interlock.http.events import EventRoutes
+from interlock.http.history import HistoryRoutes
 from interlock.http.ledger import LedgerRoutes
 from interlock.http.metrics import MetricsRoutes
 from interlock.http.openapi import DescriptionRoutes
@@ -36,6 +38,9 @@ HOLDERS: Final = (
     DoctorRoutes,
     MetricsRoutes,
     TokenRoutes,
+    HistoryRoutes,
+    DashboardRoutes,
+    StaticRoutes,
     DescriptionRoutes,
 )
 """The classes that declare endpoints; the application has one object of each."""
