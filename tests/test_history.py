@@ -138,7 +138,7 @@ async def test_the_sampler_looks_every_second_and_hears_every_wait() -> None:
     async with ProviderGate(admission=admission, default_cooldown=0.0) as gate:
         await gate.set_limit("p", 1)
         admission.configure("tools:coder", 1)
-        admission.on_waited = lambda claims, seconds: heard.append(seconds)
+        admission.on_wait.append(lambda wait: lambda how, seconds: heard.append(seconds))
         history = History(store, clock)
         sampler = Sampler(history, admission, gate)
         sampler.start()

@@ -317,9 +317,9 @@ async def test_what_is_asked_for_is_checked() -> None:
         assert (once.status, once.header(b"cache-control")) == (200, b"no-store")
         assert "Nothing has changed yet." in once.body.decode()
         for query, said in (
-            ("view=nothing", "allowed are fleet, sessions, ledger"),
-            ("view=fleet&limit=x", "unknown query parameter 'limit'; fleet has open, n"),
-            ("view=fleet&n=0", "n is '0'; it is a whole number from 1"),
+            ("view=nothing", "allowed are fleet, ledger, sessions"),
+            ("view=fleet&limit=x", "limit is nothing of the fleet; it has open, n"),
+            ("view=fleet&n=0", "n is '0'; allowed are whole numbers from 1"),
             ("view=ledger&before=-1", "before is '-1'"),
         ):
             answer = await call(board.url, "GET", f"/dashboard/stream?{query}")

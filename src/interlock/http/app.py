@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
@@ -79,9 +80,7 @@ def create_app(
     logging.getLogger("uvicorn.error").addFilter(_not_torn)
     desk = desk or PermitDesk(gate.admission, MemoryStore())
     desk.gate = ServedGate(gate)
-    if book is None:
-        book = TokenBook(MemoryStore(), gate.clock, server.token)
-
+    book = book or TokenBook(MemoryStore(), gate.clock, server.token)
     metrics = FleetMetrics(gate.admission, gate, sessions, providers=gateway.providers)
     gateway.on_ended.append(metrics.ended)
     streams = StreamRoom()
@@ -89,10 +88,7 @@ def create_app(
     gateway.budgets = desk.budgets = book.budgets
     gateway.room = desk.room = _room(gate, server)
     desk.on_drain(watched.close)
-
-    def ready() -> bool:
-        return not gateway.draining
-
+    ready = partial(_is_ready, gateway)
     ledger = None if fleet is None else fleet.limits.ledger
     reception = Reception(sessions, desk, ready)
     holders = [
@@ -130,6 +126,10 @@ def create_app(
     return Guard(
         route, hosts=(server.host, *server.allowed_hosts), book=book, any_host=any_host, chance=chance
     )
+
+
+def _is_ready(gateway: Gateway) -> bool:
+    return not gateway.draining
 
 
 def _control_plane(holders: list[Any]) -> Starlette:

@@ -8,7 +8,7 @@ from msgspec import Meta
 from starlette.responses import Response
 
 from interlock import __version__
-from interlock.errors import Draining, LimitExceeded, ValidationError
+from interlock.errors import ValidationError
 from interlock.http.access.caller import Forbidden, caller_of
 from interlock.http.access.scopes import NAMES
 from interlock.http.dashboard import assets
@@ -72,7 +72,15 @@ class DashboardRoutes:
     def __init__(self, shown: Shown) -> None:
         self._shown = shown
 
-    @endpoint("GET /", "open", "The dashboard", tag="dashboard", query=AnyQuery, answers={200: "text/html"})
+    @endpoint(
+        "GET /",
+        "open",
+        "The dashboard",
+        tag="dashboard",
+        query=AnyQuery,
+        answers={200: "text/html"},
+        documented=False,
+    )
     async def shell(self, request: Request) -> Response:
         """A page for people; a browser loads it without a token."""
         page = render("shell.html", version=__version__, address=assets.address)
@@ -86,7 +94,7 @@ class DashboardRoutes:
         tag="dashboard",
         query=PageAsked,
         answers={200: ("text/html", "text/event-stream")},
-        problems=(Draining, Forbidden, LimitExceeded),
+        documented=False,
     )
     async def page_stream(self, request: Request) -> Response:
         """HTML for the dashboard's own page; programs find all of it at other addresses."""

@@ -1,7 +1,6 @@
 """The server's end of a `RemoteAdmission`: one WebSocket for each process, see `interlock.admission.wire`.
 
-What a message asks for is done in one step, in its order; what there is to say is collected and sent by one
-task. When the connection ends, everything that waits on it is withdrawn. Permits live on until their leases
+When the connection ends, everything that waits on it is withdrawn. Permits live on until their leases
 end: the client comes back, or renews by plain HTTP meanwhile.
 """
 
@@ -18,6 +17,7 @@ from interlock.admission.wire import VERSION, error_to_wire
 from interlock.errors import InterlockError, InvalidOperation, LimitExceeded, PermitLost, ValidationError
 from interlock.http.access.caller import ANYBODY, caller_of
 from interlock.http.permits.asking import Asking, at_once
+from interlock.http.permits.channel import Channel
 from interlock.http.permits.desk import owns
 from interlock.http.permits.words import (
     Acquire,
@@ -35,9 +35,7 @@ from interlock.http.permits.words import (
     SetLimit,
     Touch,
     Withdraw,
-    operations,
 )
-from interlock.http.problems import encoded
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -52,12 +50,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_ACK_SECONDS = 0.05
-"""How long the client may wait to hear that what needs no answer was done."""
 _SWEEP_SECONDS = 0.2
 """How often a connection looks which of its permits were taken away."""
-_MOST_UNSENT = 10_000
-"""Answers that may wait for a slow reader before nothing more is read from it."""
 _MOST_WAITING = 100_000
 _LEAST_SILENCE = 5.0
 _LONGEST_ID = 256
@@ -76,7 +70,7 @@ class PermitStream:
         await _Connection(self._desk, receive, send, caller_of(scope)).run()
 
 
-class _Connection:
+class _Connection(Channel):
     """One client, as long as it is connected."""
 
     def __init__(
@@ -86,25 +80,16 @@ class _Connection:
         send: Callable[[dict[str, Any]], Awaitable[None]],
         caller: Caller = ANYBODY,
     ) -> None:
+        super().__init__(receive, send)
         self._desk = desk
         self._caller = caller
         self._admission = desk.admission
         self._kernel = desk.admission.kernel
-        self._receive = receive
-        self._send = send
-        self._loop = asyncio.get_running_loop()
-        self._out: list[Answer] = []
-        self._idle: asyncio.Future[None] | None = None
-        self._room: asyncio.Future[None] | None = None
-        self._heard = self._told = 0
-        self._heard_at = self._loop.time()
-        self._acknowledging: asyncio.TimerHandle | None = None
         self._sweeping: asyncio.TimerHandle | None = None
         self._lease = 0.0
         self._client = ""
         self._askings: dict[int, Asking] = {}
         self._held: dict[str, model.Permit] = {}
-        self._errands: set[asyncio.Task[None]] = set()
         self._handlers: dict[type, Callable[[Any], None]] = {
             Hello: self._hello,
             Acquire: self._acquire,
@@ -123,70 +108,19 @@ class _Connection:
 
     # -- in and out
 
-    async def run(self) -> None:
-        """Until the client leaves, falls silent, or says what is no message."""
-        writing = self._loop.create_task(self._write())
+    def _do(self, operation: Any) -> None:
+        if not self._lease and type(operation) is not Hello:
+            raise Misspoken("say hello first")
+        self._handlers[type(operation)](operation)
+
+    def _begin(self) -> None:
         self._sweep()
-        try:
-            await self._read()
-        except Misspoken as error:
-            await self._close(f"{error}"[:100])
-        finally:
-            writing.cancel()
-            self._leave()
-
-    async def _read(self) -> None:
-        while True:
-            message = await self._receive()
-            if message["type"] != "websocket.receive":
-                return
-            self._heard_at = self._loop.time()
-            for operation in operations(message.get("bytes") or message.get("text") or b""):
-                if not self._lease and type(operation) is not Hello:
-                    raise Misspoken("say hello first")
-                self._handlers[type(operation)](operation)
-                self._heard += 1
-            if not self._out and self._acknowledging is None:
-                self._acknowledging = self._loop.call_later(_ACK_SECONDS, self._acknowledge)
-            while len(self._out) > _MOST_UNSENT:
-                self._room = self._loop.create_future()
-                await self._room
-
-    def _say(self, *answer: Any) -> None:
-        self._out.append(answer)
-        self._stir()
-
-    def _stir(self) -> None:
-        idle, self._idle = self._idle, None
-        if idle is not None and not idle.done():
-            idle.set_result(None)
-
-    def _acknowledge(self) -> None:
-        self._acknowledging = None
-        if self._told != self._heard:
-            self._stir()
-
-    async def _write(self) -> None:
-        while True:
-            if not self._out:
-                self._idle = self._loop.create_future()
-                await self._idle
-            out, self._out = self._out, []
-            self._told = self._heard
-            await self._send({"type": "websocket.send", "bytes": encoded((self._told, out))})
-            if self._room is not None and not self._room.done():
-                self._room.set_result(None)
-
-    async def _close(self, reason: str) -> None:
-        await self._send({"type": "websocket.close", "code": 1008, "reason": reason})
 
     def _leave(self) -> None:
         """What waits is withdrawn, the youngest first: room that one gives up is not for another of them."""
-        for timer in (self._acknowledging, self._sweeping):
-            if timer is not None:
-                timer.cancel()
-        for errand in self._errands:
-            errand.cancel()
+        super()._leave()
+        if self._sweeping is not None:
+            self._sweeping.cancel()
         staying = set(self._desk.reclaims.values())
         for asking in reversed(self._askings.values()):
             if asking not in staying:
@@ -206,12 +140,6 @@ class _Connection:
             if record.ended is not None:
                 del self._held[permit_id]
                 self._say("ended", permit_id, record.fence, record.ended)
-
-    def _errand(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do what takes time, unless the connection ends first."""
-        task = self._loop.create_task(work)
-        self._errands.add(task)
-        task.add_done_callback(self._errands.discard)
 
     def _refuse(self, ask: int, error: InterlockError) -> None:
         self._say("error", ask, *error_to_wire(error))
