@@ -19,8 +19,11 @@ from interlock.http.changes import FleetRoutes, FleetStreams
 from interlock.http.control import Fleet
 from interlock.http.endpoints import routes_of
 from interlock.http.overview import Overview, changes
+from interlock.http.permits.desk import PermitDesk
+from interlock.http.permits.leases import LeaseRecord
 from interlock.pool import AgentPool
 from interlock.provider.gate import ProviderGate
+from interlock.stores.memory import MemoryStore
 from interlock.testing import VirtualClock
 from interlock.testing.virtual_time import idle
 from served_sessions import HOLD
@@ -421,6 +424,23 @@ async def test_with_10000_waiters_a_look_costs_what_the_limits_do() -> None:
 
     few, many = await took(100), await took(10_000)
     assert many < 5 * few + 0.0005
+
+
+async def test_a_limit_that_may_be_held_from_before_is_in_quarantine() -> None:
+    """Until the leases of before and a cooldown are over; then it is as any other."""
+    clock, store = VirtualClock(1000.0), MemoryStore()
+    await LeaseRecord(store, clock.now).cover(("a",), clock.now() + 10, 10)
+    async with ProviderGate(admission=LocalAdmission(clock=clock)) as gate:
+        gate.admission.configure("a", 3, cooldown=2.0)
+        gate.admission.configure("b", 3)
+        desk = PermitDesk(gate.admission, store)
+        await desk.load()
+        overview = Overview(gate, None, None, desk.quarantined)
+        row = overview.read()["limits"]["a"]
+        assert (row["pausedBy"], row["pausedUntil"]) == ("restart", 1_012_000)
+        assert overview.read()["limits"]["b"]["pausedBy"] is None
+        await clock.advance(12.0)
+        assert overview.read()["limits"]["a"]["pausedBy"] is None
 
 
 async def test_pools_are_told() -> None:

@@ -343,6 +343,8 @@ def test_slots_show_every_kind_that_there_is() -> None:
     assert slots(4, 0, 3).cells == ("held", "held", "held", "over")
     assert slots(0, 2, 1).cells == ("cooling", "cooling")
     assert slots(3, 0, None).cells == ("held",) * 3
+    assert slots(1, 0, 3, quarantined=True).cells == ("held", "quarantined", "quarantined")
+    assert slots(1, 0, 3, quarantined=True).label == "1 held, 2 in quarantine of 3"
     assert slots(4, 1, 3).label == "4 held, 1 cooling, 2 over the limit, 0 free of 3"
     for held, cooling, capacity in (
         (1, 1, 1000),

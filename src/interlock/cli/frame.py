@@ -23,6 +23,7 @@ NARROW: Final = 40
 """Columns below which nothing is drawn any smaller."""
 _HELD, _COOLING, _FREE = "█", "▒", "·"
 _MOST_GATES: Final = 500
+_PAUSED_BY: Final = {"operator": "by the operator", "restart": "in quarantine after a restart"}
 """So many rows of one kind are shown; on a screen the rest would be far out of sight."""
 
 
@@ -181,7 +182,7 @@ class _Columns:
         notes: list[tuple[str, str]] = []
         if row["pausedUntil"] is not None:
             left = max(0, math.ceil((row["pausedUntil"] - now_ms) / 1000))
-            by = "by the operator" if row["pausedBy"] == "operator" else row["pausedBy"]
+            by = _PAUSED_BY.get(row["pausedBy"], row["pausedBy"])
             notes.append((f"paused for {left} s ({by})", "magenta"))
         if row["waiting"]:
             since = row.get("waitingSince")

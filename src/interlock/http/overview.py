@@ -14,7 +14,7 @@ from interlock.http.control import PROVIDER, camel, limit_body
 from interlock.telemetry.longest import Longest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from interlock.http.control import Fleet
     from interlock.provider.gate import ProviderGate
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     Rows = dict[str, Row]
     State = dict[str, Rows]
 
+RESTART = "restart"
+"""Why a limit is paused that may be held from before this server began."""
 SECTIONS = ("limits", "providers", "pools", "sessions")
 _IN_LIMITS = ("inFlight", "cooling", "queued", "paused", "pausedUntil")
 """Of a provider's status what its limit's row says already."""
@@ -32,10 +34,17 @@ _IN_LIMITS = ("inFlight", "cooling", "queued", "paused", "pausedUntil")
 class Overview:
     """Reads the state of a fleet: its limits, providers, pools, and the sessions that have runs."""
 
-    def __init__(self, gate: ProviderGate, fleet: Fleet | None, sessions: Sessions | None) -> None:
+    def __init__(
+        self,
+        gate: ProviderGate,
+        fleet: Fleet | None,
+        sessions: Sessions | None,
+        quarantined: Callable[[str], bool] = lambda _: False,
+    ) -> None:
         self._gate = gate
         self._fleet = fleet
         self._sessions = sessions
+        self._quarantined = quarantined
         self._longest = Longest()
 
     def read(self) -> State:
@@ -61,7 +70,8 @@ class Overview:
             row: Row = {**limit_body(read_limit(limit))}
             row["waitingSince"] = self._longest.since_ms(limit)
             said = providers.get(name.removeprefix(PROVIDER), {}) if name.startswith(PROVIDER) else {}
-            row["pausedBy"] = None if row["pausedUntil"] is None else said.get("reason", "operator")
+            why = RESTART if self._quarantined(name) else said.get("reason", "operator")
+            row["pausedBy"] = None if row["pausedUntil"] is None else why
             rows[name] = row
         return rows
 

@@ -9,6 +9,7 @@ from interlock.http.control import PROVIDER
 from interlock.http.dashboard.parts import Part, place, shown
 from interlock.http.dashboard.queue import queue
 from interlock.http.dashboard.slots import pool_slots, slots
+from interlock.http.overview import RESTART
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -138,7 +139,7 @@ def _limit(name: str, row: Row, provider: Row, may: list[str]) -> dict[str, Any]
         "name": name,
         "title": shown(name.removeprefix(PROVIDER)),
         "provider": name.startswith(PROVIDER),
-        "slots": slots(used - cooling, cooling, capacity),
+        "slots": slots(used - cooling, cooling, capacity, quarantined=row["pausedBy"] == RESTART),
         "used": used,
         "cooling": cooling,
         "capacity": capacity,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, Literal, NamedTuple
 
-Kind = Literal["held", "cooling", "over", "free", "busy", "idle"]
+Kind = Literal["held", "cooling", "over", "free", "quarantined", "busy", "idle"]
 MOST_CELLS: Final = 40
 """A limit with more slots is shown in proportion."""
 
@@ -17,19 +17,21 @@ class Slots(NamedTuple):
     each: float = 1.0
 
 
-def slots(held: int, cooling: int, capacity: int | None) -> Slots:
-    """Those of a limit; an unlimited one has as many as are taken."""
+def slots(held: int, cooling: int, capacity: int | None, *, quarantined: bool = False) -> Slots:
+    """Those of a limit; an unlimited one has as many as are taken. What is free may be *quarantined*."""
     taken = held + cooling
     over = 0 if capacity is None else max(0, taken - capacity)
     beyond = min(over, held)  # what cools was let in when there was room
     free = 0 if capacity is None else max(0, capacity - taken)
-    counts: dict[Kind, int] = {"held": held - beyond, "over": beyond, "cooling": cooling, "free": free}
+    counts: dict[Kind, int] = {"held": held - beyond, "over": beyond, "cooling": cooling}
+    counts["quarantined" if quarantined else "free"] = free
     words = [
         f"{held} held",
         f"{cooling} cooling" if cooling else "",
         f"{over} over the limit" if over else "",
     ]
-    words.append("unlimited" if capacity is None else f"{free} free of {capacity}")
+    spare = "in quarantine" if quarantined else "free"
+    words.append("unlimited" if capacity is None else f"{free} {spare} of {capacity}")
     return _row(counts, ", ".join(filter(None, words)))
 
 

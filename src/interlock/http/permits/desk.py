@@ -71,6 +71,8 @@ class PermitDesk:
         """Told what clients make of limits."""
         self._store = store
         self._takers: dict[model.Permit, set[object]] = {}
+        self._quarantine: dict[str, float] = {}
+        """Until when limits are paused that may be held from before the start."""
         self._unsafe: dict[str, float] = {}
         self._unpaused: set[str] = set()
         """Those of `_unsafe` that are still to be paused, as nobody has made them yet."""
@@ -101,7 +103,12 @@ class PermitDesk:
             if limit is not None and not limit.removed:
                 self._unpaused.discard(name)
                 # Nobody knows how the work of those ended that gave back what they held.
-                self.admission.pause(name, self._unsafe[name] + limit.cooldown.longest_ms / 1000)
+                end = self._quarantine[name] = self._unsafe[name] + limit.cooldown.longest_ms / 1000
+                self.admission.pause(name, end)
+
+    def quarantined(self, name: str) -> bool:
+        """Whether the limit *name* is paused as somebody may hold it since before the start."""
+        return self.admission.clock.now() < self._quarantine.get(name, 0.0)
 
     def drain(self) -> None:
         """End the long polls, so that the server can."""
