@@ -7,15 +7,14 @@ be cut between any two of them, with what was on the way. Needs msgspec: not eve
 from __future__ import annotations
 
 import asyncio
-import json
 from asyncio.events import _get_running_loop
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from interlock.admission.leased import asks, exchange, leases, link
+from interlock.admission.leased import asks, exchange, leases
 from interlock.admission.local import LocalAdmission
-from interlock.admission.remote import RemoteAdmission
+from interlock.admission.remote import RemoteAdmission, link
 from interlock.errors import InvalidOperation, Unavailable, ValidationError
 from interlock.http.permits.desk import PermitDesk
 from interlock.http.permits.stream import _Connection
@@ -55,9 +54,9 @@ class LoopClock:
 
 
 class Wire:
-    """A `Socket` of the link, with the server's end behind it."""
+    """`interlock.admission.remote.websocket.Socket`, with the server's end behind it."""
 
-    def __init__(self, world: RemoteFleet, received: Callable[[int, Any], None]) -> None:
+    def __init__(self, world: RemoteFleet, received: Callable[[bytes], None]) -> None:
         self._world = world
         self._received = received
         self._loop = world.loop
@@ -66,7 +65,7 @@ class Wire:
         self.greeted = world.loop.create_future()
         self.lost = world.loop.create_future()
 
-    async def connect(self, within: float) -> None:
+    async def connect(self, path: str, within: float) -> None:
         opened = self._loop.create_future()
         self._loop.call_soon(lambda: opened.done() or opened.set_result(None))
         await opened
@@ -77,8 +76,8 @@ class Wire:
         self._server._stir = lambda: self._loop.call_soon(self._answer)
         self._world.wire = self
 
-    def send(self, said: list[bytes]) -> None:
-        self._loop.call_soon(self._deliver, b"[" + b",".join(said) + b"]")
+    def send(self, message: bytes) -> None:
+        self._loop.call_soon(self._deliver, message)
 
     def _deliver(self, message: bytes) -> None:
         if not self.ended:
@@ -90,7 +89,7 @@ class Wire:
     def _answer(self) -> None:
         if not self.ended:
             out, self._server._out = self._server._out, []
-            self._received(self._server._heard, json.loads(encoded(out)))
+            self._received(encoded((self._server._heard, out)))
 
     def abort(self) -> None:
         self._end()
@@ -125,7 +124,7 @@ class RemoteFleet(World):
         self.remote = RemoteAdmission("http://server", lease=86_400.0)
         self.remote._keeper.start = lambda: None  # type: ignore[method-assign]
         link = self.remote._link
-        link._opened = lambda received: Wire(self, received)
+        link._socket_type = lambda url, token, received: Wire(self, received)  # type: ignore[assignment,misc]
         link._jitter = lambda low, high: 1.0  # type: ignore[method-assign,assignment]
         link._note = lambda trouble: None  # type: ignore[method-assign]
         stop = link.stop

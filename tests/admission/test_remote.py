@@ -279,18 +279,17 @@ async def test_a_grant_that_nobody_took_here_stays_the_others() -> None:
         await until(lambda: len(other._asks) == 1 and waiting(server) == ["k"])
         await admission.refresh()
         await other.refresh()
-        link, late = admission._link, list[Any]()
+        link, late = admission._link, list[bytes]()
         assert link._socket is not None
-        received = link._received
-        link._socket._received = lambda *said: late.append(said)  # type: ignore[attr-defined]
+        received, link._socket._received = link._received, late.append
         holder.release()
         permit = await theirs
         await until(lambda: len(late) > 0)
         mine.cancel()
         await asyncio.gather(mine, return_exceptions=True)
-        link._socket._received = received  # type: ignore[attr-defined]
+        link._socket._received = received
         for message in late:
-            received(*message)
+            received(message)
         await admission.refresh()
         assert not permit.released
         assert used(server) == 1
@@ -604,16 +603,16 @@ async def test_a_grant_that_came_too_late_is_not_used() -> None:
         await until(lambda: waiting(server) == ["k"])
         link = admission._link
         received = link._received
-        late: list[Any] = []
+        late: list[bytes] = []
         assert link._socket is not None
-        link._socket._received = lambda *said: late.append(said)  # type: ignore[attr-defined]
+        link._socket._received = late.append
         holder.release()
         await until(lambda: len(late) > 0 and used(server) == 1)
         (fence,) = (one.fence for one in server.admission.holders("a"))
         await asyncio.sleep(0.45)
-        link._socket._received = received  # type: ignore[attr-defined]
+        link._socket._received = received
         for message in late:
-            received(*message)
+            received(message)
         permit = await task
         assert permit.fence > fence
         assert not permit.lost

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from interlock.admission.leased.leases import Renewals
-    from interlock.admission.leased.link import Link
+    from interlock.admission.leased.links import Link
     from interlock.admission.permit import Acquisition, Permit
     from interlock.admission.waits import WaitWatcher
     from interlock.core import model

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
 from urllib.parse import urlsplit
 
 from interlock.admission.leased.admission import LeasedAdmission
-from interlock.admission.leased.link import Link
+from interlock.admission.remote.link import WebSocketLink
 from interlock.admission.remote.renewals import HttpRenewals
 from interlock.errors import ValidationError
 
@@ -23,11 +22,8 @@ class RemoteAdmission(LeasedAdmission):
     """
 
     def __init__(self, url: str, *, token: str | None = None, lease: float = 30.0) -> None:
-        from interlock.admission.remote.websocket import WebSocket  # needs what an embedded limiter does not
-
         url = url.rstrip("/")
-        split = urlsplit(url)
-        if split.scheme not in ("http", "https") or not split.hostname:
+        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
             raise ValidationError(f"url is {url!r}; allowed are http://host:port and https://host:port")
         super().__init__(url, lease, HttpRenewals(url, token))
-        self._link = Link(url, partial(WebSocket, split, token), lease, self._client, self)
+        self._link = WebSocketLink(url, token, lease, self._client, self)

@@ -20,21 +20,18 @@ except ImportError as missing:  # pragma: no cover - the tests have everything i
         f"RemoteAdmission needs {missing.name}: install interlock[http]", name=missing.name
     ) from None
 
-from interlock.admission.wire import PATH
-
 if TYPE_CHECKING:
     from collections.abc import Callable
     from urllib.parse import SplitResult
 
-    from interlock.admission.leased.link import Received
+encode: Callable[[Any], bytes] = msgspec.json.Encoder().encode
+decode: Callable[[bytes], Any] = msgspec.json.Decoder(tuple[int, list[list[Any]]]).decode
 
-_decode: Callable[[bytes], Any] = msgspec.json.Decoder(tuple[int, list[list[Any]]]).decode
 
+class Socket(asyncio.Protocol):
+    """One connection, for one use. *received* gets each message, and may raise ValueError."""
 
-class WebSocket(asyncio.Protocol):
-    """A `Socket` to the server at *url*; *received* may raise ValueError."""
-
-    def __init__(self, url: SplitResult, token: str | None, received: Received) -> None:
+    def __init__(self, url: SplitResult, token: str | None, received: Callable[[bytes], None]) -> None:
         self._url = url
         self._token = token
         self._received = received
@@ -44,13 +41,15 @@ class WebSocket(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         self._open: asyncio.Future[None] = loop.create_future()
         self.greeted: asyncio.Future[None] = loop.create_future()
+        """To be set by whoever understands the greeting."""
         self.lost: asyncio.Future[str] = loop.create_future()
+        """Done when the connection has ended, with the reason."""
 
-    async def connect(self, within: float) -> None:
-        """See `Socket.connect`."""
+    async def connect(self, path: str, within: float) -> None:
+        """Open it at *path* below the URL, *within* seconds. `OSError` if that cannot be done."""
         url = self._url
         secure = url.scheme == "https"
-        address = f"{'wss' if secure else 'ws'}://{url.netloc}{url.path}{PATH}"
+        address = f"{'wss' if secure else 'ws'}://{url.netloc}{url.path}{path}"
         self._protocol = ClientProtocol(parse_uri(address), max_size=None)
         port = url.port or (443 if secure else 80)
         async with asyncio.timeout(within):
@@ -64,14 +63,14 @@ class WebSocket(asyncio.Protocol):
             self._write()
             await self._open
 
-    def send(self, operations: list[bytes]) -> None:
-        """See `Socket.send`."""
+    def send(self, message: bytes) -> None:
+        """Write one message; without effect on a connection that has ended."""
         if self._protocol.state is State.OPEN:
-            self._protocol.send_binary(b"[" + b",".join(operations) + b"]")
+            self._protocol.send_binary(message)
             self._write()
 
     def abort(self) -> None:
-        """See `Socket.abort`."""
+        """End it now."""
         if self._transport is not None and not self._transport.is_closing():
             if not self.lost.done() and self._open.done() and self._protocol.state is State.OPEN:
                 self._protocol.send_close(1000)
@@ -124,7 +123,7 @@ class WebSocket(asyncio.Protocol):
                 message = b"".join(self._pieces)
                 self._pieces.clear()
                 try:
-                    self._received(*_decode(message))
+                    self._received(message)
                 except (ValueError, LookupError, TypeError) as error:
                     self._fail(f"the server said what cannot be understood: {error}")
 

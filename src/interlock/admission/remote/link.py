@@ -1,4 +1,4 @@
-"""The one connection of a process to its kernel: made again whenever it breaks, written once per loop step.
+"""The one connection of a process to its server: made again whenever it breaks, written once per loop step.
 
 Nobody but this file touches the socket, and no caller waits on it: they leave operations here and are called
 with what was heard. So a caller that is cancelled cannot leave half a message, or another's answer, behind.
@@ -10,15 +10,14 @@ import asyncio
 import logging
 import random
 from collections import deque
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urlsplit
 
 from interlock.admission.leased.leases import now
-from interlock.admission.wire import VERSION
+from interlock.admission.wire import PATH, VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    Received = Callable[[int, list[list[Any]]], None]
+    from interlock.admission.leased.links import Listener
 
 log = logging.getLogger(__name__)
 
@@ -28,67 +27,24 @@ _MOST_BYTES = 256 * 1024
 """Of one message, about."""
 
 
-class Listener(Protocol):
-    """Who uses a link."""
+class WebSocketLink:
+    """A `Link` that one task keeps up."""
 
-    def greeted(self, epoch: str) -> None:
-        """The other end is there: say what it has to know, before anything else."""
+    def __init__(self, url: str, token: str | None, lease: float, client: str, listener: Listener) -> None:
+        from interlock.admission.remote import websocket  # needs what an embedded limiter does not
 
-    def heard(self, answers: list[list[Any]], asked: float) -> None:
-        """The other end said *answers*, having heard what was sent at *asked* (on the clock of leases)."""
-
-    def silent(self) -> None:
-        """The connection is gone; what was asked for on it will not be answered."""
-
-    def beat(self) -> None:
-        """It is time to say something, if only to show that this end is alive."""
-
-
-class Socket(Protocol):
-    """One connection, for one use.
-
-    Whoever makes it is called with how many operations the other end has carried out and what it answers.
-    """
-
-    greeted: asyncio.Future[None]
-    """To be set by whoever understands the greeting."""
-    lost: asyncio.Future[str]
-    """Done when the connection has ended, with the reason."""
-
-    async def connect(self, within: float) -> None:
-        """Open it, *within* seconds. `OSError` if that cannot be done."""
-
-    def send(self, operations: list[bytes]) -> None:
-        """Write *operations*, each of them JSON; without effect on a connection that has ended."""
-
-    def abort(self) -> None:
-        """End it now."""
-
-
-class Link:
-    """A connection that one task keeps up, from `start` until `stop`. *opened* makes a socket of it."""
-
-    def __init__(
-        self,
-        url: str,
-        opened: Callable[[Received], Socket],
-        lease: float,
-        client: str,
-        listener: Listener,
-    ) -> None:
-        import msgspec  # which an embedded limiter does without
-
-        self._url = url
-        self._opened = opened
+        self._url = urlsplit(url)
+        self._token = token
         self._hello = ("hello", VERSION, lease, client)
         self._listener = listener
-        self._encode = msgspec.json.Encoder().encode
+        self._socket_type = websocket.Socket
+        self._encode, self._decode = websocket.encode, websocket.decode
         self._silence = max(1.0, min(5.0, lease / 2))
         self._beat = min(0.5, lease / 10)
         self._jitter = random.uniform  # clients that lost one server come back one by one
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
-        self._socket: Socket | None = None
+        self._socket: websocket.Socket | None = None
         self.up = False
         """Whether the server has answered the greeting and nothing has gone wrong since."""
         self.trouble = ""
@@ -124,7 +80,7 @@ class Link:
                 self._quiet = asyncio.get_running_loop().create_future()
                 await asyncio.wait((self._quiet,), timeout=within)
                 if not self._quiet.done():
-                    log.warning("the server at %s did not hear the last releases", self._url)
+                    log.warning("the server at %s did not hear the last releases", self._url.geturl())
         finally:
             task, self._task = self._task, None
             if task is not None and self._loop is asyncio.get_running_loop():
@@ -146,12 +102,12 @@ class Link:
     async def _session(self) -> bool:
         """One connection from its start to its end; whether it was of any use."""
         loop = asyncio.get_running_loop()
-        socket = self._opened(self._received)
+        socket = self._socket_type(self._url, self._token, self._received)
         try:
-            await socket.connect(_CONNECT_SECONDS)
+            await socket.connect(PATH, _CONNECT_SECONDS)
             self._socket = socket
             self._heard_at = loop.time()
-            socket.send([self._encode(self._hello)])
+            socket.send(self._encode([self._hello]))
             self._said = 1
             self._sent.append((1, now()))
             await asyncio.wait((socket.greeted,), timeout=_CONNECT_SECONDS)
@@ -174,7 +130,7 @@ class Link:
 
     def _note(self, trouble: str) -> None:
         if trouble != self.trouble:
-            log.warning("no connection to %s, trying again: %s", self._url, trouble)
+            log.warning("no connection to %s, trying again: %s", self._url.geturl(), trouble)
         self.trouble = trouble
 
     def _gone(self, trouble: str) -> None:
@@ -224,11 +180,12 @@ class Link:
         for end, operation in enumerate(out, 1):
             size += len(operation)
             if size > _MOST_BYTES or end == len(out):
-                socket.send(out[start:end])
+                socket.send(b"[" + b",".join(out[start:end]) + b"]")
                 size, start = 0, end
 
-    def _received(self, heard: int, answers: list[list[Any]]) -> None:
-        """*answers* came, and so many operations of this connection have been carried out."""
+    def _received(self, data: bytes) -> None:
+        """A message came; `ValueError` if it is none."""
+        heard, answers = self._decode(data)
         assert self._loop is not None
         self._heard_at = self._loop.time()
         unheard, sent = self._unheard, self._sent
@@ -251,5 +208,6 @@ class Link:
         for _, operation in lost:
             self._put(operation, operation)
         self._listener.greeted(epoch)
-        if self._socket is not None and not self._socket.greeted.done():
-            self._socket.greeted.set_result(None)
+        socket = cast("Any", self._socket)
+        if not socket.greeted.done():
+            socket.greeted.set_result(None)
