@@ -1,0 +1,1 @@
+"""Admission across machines: the kernel as a library of Redis or Valkey."""
