@@ -21,7 +21,8 @@ function clients.greet(request, now_ms)
   local client = records.client(request.client)
   local known = client ~= nil
   if not known then
-    client = records.make_client({id = request.client, number = 0, inbox = request.seen})
+    client = records.make_client({id = request.client, number = 0, inbox = request.seen,
+      heard = request.seen})
     client.timer = ledger.arm(now_ms + math.max(request.lease, LEAST_SILENCE), KIND.client, client.id)
   elseif request.number <= client.number then
     return known, false
@@ -32,13 +33,13 @@ function clients.greet(request, now_ms)
     client.lease_ms = request.lease
   end
   client.number, client.seen_ms = request.number, now_ms
-  if client.inbox > request.seen then
+  if client.heard < math.min(client.inbox, request.seen) then
     for _, member in ipairs(inbox(client.id):members(digits(request.seen + 1))) do
       inbox(client.id):remove(member)
     end
-  else
-    client.inbox = request.seen -- what an older copy of the state has numbered is overtaken
   end
+  client.heard = math.max(client.heard, request.seen)
+  client.inbox = math.max(client.inbox, request.seen) -- an older copy of the state may have numbered less
   return known, true
 end
 
@@ -62,8 +63,8 @@ end
 -- Adds what the client has not been told yet to `answers`; the number of the last of it.
 function clients.deliver(request, answers, now_ms)
   local client = records.client(request.client)
-  if client.inbox > request.seen then
-    for _, member in ipairs(inbox(client.id):members()) do
+  for _, member in ipairs(client.inbox > client.heard and inbox(client.id):members() or {}) do
+    if member > digits(request.seen + 1) then
       local entry = cmsgpack.unpack(member:sub(17))
       if entry[1] == "granted" then
         local _, ask, id, fence, granted_ms = unpack(entry)

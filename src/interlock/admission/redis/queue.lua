@@ -68,7 +68,6 @@ local function unlist(waiter)
     all_below():remove(waiter.rank .. waiter.ref)
   end
   ledger.cancel(waiter.timer)
-  records.drop_waiter(waiter)
 end
 
 function queue.grant_waiting(waiter, now_ms)
@@ -86,6 +85,7 @@ function queue.grant_waiting(waiter, now_ms)
     permit.asked = waiter.rank
   end
   waiter.granted = permit
+  records.drop_waiter(waiter)
   tell({what = "granted", waiter = waiter, permit = permit})
 end
 
@@ -172,6 +172,7 @@ function queue.stop_waiting(waiter)
   local lent = waiter.reclaims and records.permit(waiter.reclaims)
   unlist(waiter)
   granter.leave(waiter)
+  records.drop_waiter(waiter)
   if lent then
     lent.reclaiming = nil
     queue.finish(lent, "released", "unused", waiter.arrived_ms) -- it holds no units: when is all the same

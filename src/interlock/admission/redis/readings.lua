@@ -149,7 +149,7 @@ function readings.check()
   local found, problems, cooling = all(), {}, {}
   local used, waiting = count_up(found)
   local expected = derived_lists(found)
-  for _, member in ipairs(store.stored()) do
+  for member in pairs(store.members()) do
     if member:sub(1, 1) == "t" and member:sub(18, 18) == tostring(KIND.hold) then
       local name = member:sub(51)
       cooling[name] = (cooling[name] or 0) + tonumber(member:sub(35, 50))

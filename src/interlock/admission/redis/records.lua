@@ -25,7 +25,7 @@ local WAITER = {
 local LANE = {"number", "charged", "priority", "head", "head_rank", "in_line", "watching", "aside_at"}
 local LANE_OF = {"number"}
 local SHARE = {"weight", "members"}
-local CLIENT = {"id", "number", "lease_ms", "seen_ms", "inbox", "timer"}
+local CLIENT = {"id", "number", "lease_ms", "seen_ms", "inbox", "heard", "timer"}
 local KIND = {hold = 0, lease = 1, pause = 2, reading = 3, deadline = 4, client = 5, ask = 6}
 
 local RANK_LENGTH = 49

@@ -259,9 +259,15 @@ function store.fields()
   return found
 end
 
--- Every member of every list as it is stored, with its prefix.
-function store.stored()
-  return call("ZRANGE", list_key, 0, -1)
+-- Every member of every list as of now, with its prefix; the same warning.
+function store.members()
+  local found = {}
+  for _, member in ipairs(call("ZRANGE", list_key, 0, -1)) do found[member] = true end
+  for prefix, list in pairs(lists) do
+    for member in pairs(list.removed) do found[prefix .. member] = nil end
+    for _, member in ipairs(list.added) do found[prefix .. member] = true end
+  end
+  return found
 end
 
 -- Forgets everything that is stored.

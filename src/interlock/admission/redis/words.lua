@@ -179,6 +179,7 @@ function words.fall_due(kind, subject, due_ms)
   end
   local id, number = subject:sub(17), tonumber(subject:sub(1, 16))
   local waiter, at = clients.find(id, number)
+  if waiter == nil then return end -- in this very moment it came to its end
   local reason, details = ending("timed_out", waiter, due_ms)
   clients.forget(waiter, at)
   clients.tell(id, "refused", number, reason, details)

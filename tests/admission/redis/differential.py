@@ -1,0 +1,73 @@
+"""The library in Lua and the oracle, asked the same; the first difference is an AssertionError."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from admission.redis.oracle import Oracle
+from admission.redis.servers import Namespace
+from admission.redis.walks import Walk
+
+COMPARED = ("known", "stale", "now", "answers", "inbox", "due", "quarantine")
+LOOKED_THROUGH = 7
+"""After how many requests the books are compared and checked."""
+
+
+class Differs(AssertionError):
+    """The two say or keep something else."""
+
+
+def hunt(namespace: Namespace, kind: str, seed: int, count: int) -> tuple[int, Counter[str]]:
+    """Walk one world: how many operations, and what was reached."""
+    namespace.empty()
+    oracle = Oracle()
+    walk = Walk(kind, seed, count, oracle)
+    operations = 0
+    for number, request in enumerate(walk.requests()):
+        if request is None:
+            namespace.empty()
+            oracle.flush()
+            oracle.reached["everything lost"] += 1
+            continue
+        if number % LOOKED_THROUGH == 0:
+            request["ops"] = [*request["ops"], ["state", 0], ["check", 0]]
+        operations += len(request["ops"])
+        try:
+            reply = _answers(namespace, oracle, request)
+        except Exception as difference:
+            raise Differs(
+                f"seed {seed} of the {kind} walk differs at request {number}, {request}:\n{difference}\n"
+                f"replay: PYTHONPATH=tests python -m admission.redis.replay {kind} {seed} {count}"
+            ) from difference
+        walk.heard(request, reply)
+    return operations, oracle.reached
+
+
+def _answers(namespace: Namespace, oracle: Oracle, request: dict[str, Any]) -> dict[str, Any]:
+    expected = oracle.call(request)
+    got = namespace.call(request)
+    for what in COMPARED:
+        mine, theirs = _plain(expected[what]), _plain(got[what])
+        if mine != theirs:
+            raise AssertionError(_first_difference(what, mine, theirs))
+    return expected
+
+
+def _plain(value: Any) -> Any:
+    """Lists for tuples, and for what is empty: Lua does not tell an empty map from an empty list."""
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()} or []
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def _first_difference(what: str, mine: Any, theirs: Any) -> str:
+    if isinstance(mine, list) and isinstance(theirs, list) and len(mine) == len(theirs):
+        for at, (one, other) in enumerate(zip(mine, theirs, strict=True)):
+            if one != other:
+                return _first_difference(f"{what}[{at}]", one, other)
+    if isinstance(mine, dict) and isinstance(theirs, dict) and mine.keys() == theirs.keys():
+        for name, one in mine.items():
+            if one != theirs[name]:
+                return _first_difference(f"{what}.{name}", one, theirs[name])
+    return f"{what}: kernel {mine!r}\n{' ' * len(what)}  lua    {theirs!r}"
