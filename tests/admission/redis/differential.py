@@ -8,6 +8,7 @@ from typing import Any
 from admission.redis.oracle import Oracle
 from admission.redis.servers import Namespace
 from admission.redis.walks import Walk
+from interlock.core.model import PATIENCE
 
 COMPARED = ("known", "stale", "now", "answers", "inbox", "due", "quarantine")
 LOOKED_THROUGH = 7
@@ -38,10 +39,19 @@ def hunt(namespace: Namespace, kind: str, seed: int, count: int) -> tuple[int, C
         except Exception as difference:
             raise Differs(
                 f"seed {seed} of the {kind} walk differs at request {number}, {request}:\n{difference}\n"
-                f"replay: PYTHONPATH=tests python -m admission.redis.replay {kind} {seed} {count}"
+                f"replay: PYTHONPATH=tests python -m admission.redis.test_differential {kind} {seed} {count}"
             ) from difference
         walk.heard(request, reply)
+        _note_states(oracle)
     return operations, oracle.reached
+
+
+def _note_states(oracle: Oracle) -> None:
+    for limit in oracle.kernel.limits.values():
+        oracle.reached["somebody stands aside"] += bool(limit.aside)
+        oracle.reached["somebody reserves"] += bool(limit.reservers)
+        for _, _, lane in limit.reservers:
+            oracle.reached["out of patience"] += lane.head is not None and lane.head.passed == PATIENCE
 
 
 def _answers(namespace: Namespace, oracle: Oracle, request: dict[str, Any]) -> dict[str, Any]:
@@ -71,3 +81,74 @@ def _first_difference(what: str, mine: Any, theirs: Any) -> str:
             if one != theirs[name]:
                 return _first_difference(f"{what}.{name}", one, theirs[name])
     return f"{what}: kernel {mine!r}\n{' ' * len(what)}  lua    {theirs!r}"
+
+
+EVERYTHING = {
+    "adopted",
+    "adopted what still waited",
+    "adoption refused",
+    "another server",
+    "asked for its units twice",
+    "asked twice",
+    "client fell silent",
+    "epoch without quarantine",
+    "everything lost",
+    "gate recycled=False",
+    "gate recycled=True",
+    "given back unused",
+    "given back, but not by all",
+    "granted",
+    "held",
+    "hold of nothing",
+    "joined",
+    "leap",
+    "leap counted",
+    "lend None",
+    "lend family",
+    "lend lent",
+    "one of several timed out",
+    "out of patience",
+    "outlived the one it had joined",
+    "owner released",
+    "quarantine",
+    "quarantine extended",
+    "queued",
+    "reclaimed",
+    "refused conflict",
+    "refused deadlock",
+    "refused lent",
+    "refused lost",
+    "refused parent_released",
+    "refused queue_full",
+    "refused unknown_limit",
+    "refused would_block",
+    "released cancelled",
+    "released failed",
+    "released nothing",
+    "released success",
+    "removed",
+    "resumed in quarantine",
+    "revoked",
+    "silent one's grant given back",
+    "silent one's wait withdrawn",
+    "somebody reserves",
+    "somebody stands aside",
+    "stale request",
+    "told done",
+    "told ended",
+    "told gate",
+    "told granted",
+    "told refused deadlock",
+    "told refused limit_removed",
+    "told refused lost",
+    "told refused parent_ended",
+    "told refused released",
+    "told refused revoked",
+    "told refused timed_out",
+    "touched",
+    "waits to reclaim",
+    "withdrawn",
+    "withdrawn when granted",
+    "withdrawn, others wait on",
+}
+"""Every answer, refusal, ending and rare state; a hunt that missed one has not hunted."""

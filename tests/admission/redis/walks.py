@@ -72,6 +72,7 @@ class Walk:
         self.leases = {name: lease_ms * self.random.choice((1, 1, 2)) for name in CLIENTS}
         self.numbers = dict.fromkeys(CLIENTS, 0)
         self.seen = dict.fromkeys(CLIENTS, 0)
+        self.asleep = dict.fromkeys(CLIENTS, 0)
         self.asked = 0
         self.time_ms = 1_000_000_000
         self.server = "s1"
@@ -101,8 +102,10 @@ class Walk:
             self.seen[request["client"]] = reply["inbox"]
 
     def _somebody(self) -> str:
-        # In slow walks one is heard seldom: it falls silent.
-        return self.random.choice(CLIENTS if not self.slow or not self.random.randrange(40) else CLIENTS[:2])
+        if self.slow and not self.random.randrange(40):
+            name = self.random.choice(CLIENTS[1:])
+            self.asleep[name] = self.time_ms + 3 * self.leases[name]
+        return self.random.choice([name for name in CLIENTS if self.asleep[name] <= self.time_ms])
 
     def _request(self, client: str, ops: list[Any]) -> Request:
         stale = not self.random.randrange(60)
