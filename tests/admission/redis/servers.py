@@ -57,6 +57,7 @@ class Namespace:
         self.connection = connection
         self.library = library
         self.records, self.lists, self.root = keys(name)
+        connection.function_load(library.text, replace=True)
         self.empty()
 
     def empty(self) -> None:
@@ -74,6 +75,15 @@ class Namespace:
             answer = self.connection.fcall(*arguments)  # type: ignore[arg-type]
         reply: dict[str, Any] = msgspec.msgpack.decode(answer)  # type: ignore[arg-type]
         return reply
+
+    def call_all(self, requests: list[dict[str, Any]]) -> list[Any]:
+        """The replies to several, sent at once; an exception where one was refused."""
+        pipeline = self.connection.pipeline(transaction=False)
+        for request in requests:
+            body = msgspec.msgpack.encode(request)
+            pipeline.fcall(self.library.name, 2, self.records, self.lists, self.root, body)  # type: ignore[arg-type]
+        answers = pipeline.execute(raise_on_error=False)
+        return [one if isinstance(one, Exception) else msgspec.msgpack.decode(one) for one in answers]
 
 
 class Caller:
