@@ -144,6 +144,10 @@ local function count_up(found)
   return used, waiting
 end
 
+local function shown(member)
+  return (member:gsub("[^%w%p ]", "?"))
+end
+
 -- What is wrong with the books, a sentence each. It reads all of them.
 function readings.check()
   local found, problems, cooling = all(), {}, {}
@@ -156,10 +160,10 @@ function readings.check()
     elseif expected[member] then
       expected[member] = nil
     elseif member:sub(1, 1) ~= "i" then
-      problems[#problems + 1] = "nothing belongs to the entry " .. member
+      problems[#problems + 1] = "nothing belongs to the entry " .. shown(member)
     end
   end
-  for member in pairs(expected) do problems[#problems + 1] = "the entry is missing: " .. member end
+  for member in pairs(expected) do problems[#problems + 1] = "the entry is missing: " .. shown(member) end
   for _, limit in ipairs(found.l) do
     local taken = (used[limit.name] or 0) + (cooling[limit.name] or 0)
     if limit.used ~= taken or limit.cooling ~= (cooling[limit.name] or 0) then
