@@ -123,6 +123,8 @@ EVERYTHING = {
     "lend None",
     "lend family",
     "lend lent",
+    "limit kept",
+    "not wanted any more",
     "one of several timed out",
     "out of patience",
     "outlived the one it had joined",

@@ -498,21 +498,30 @@ class Oracle:
                 return {"circle": _circle(refused)}
         return {}
 
-    def _withdraw(self, ask: int, key: str) -> None:
+    def _wants(self, asks: Any) -> None:
+        mine = [ask.number for found in self.asks.values() for ask in found if ask.client == self.caller]
+        for number in sorted(set(mine) - set(asks), reverse=True):
+            self.reached["not wanted any more"] += self._let_be(number)
+
+    def _let_be(self, ask: int) -> bool:
         found = self._find(self.caller, ask)
+        if found is None:
+            return False
+        waiter, mine = found
+        self._forget_ask(waiter, mine)
+        if not self.asks[waiter]:
+            lent = waiter.reclaims
+            self.kernel.withdraw(waiter, self.now)
+            self.reached["withdrawn"] += 1
+            if lent is not None and lent.ended is not None:
+                self._tell_ended(lent, "released", self.caller)
+        else:
+            self.reached["withdrawn, others wait on"] += 1
+        return True
+
+    def _withdraw(self, ask: int, key: str) -> None:
         permit = self.kernel.permits.get(key)
-        if found is not None:
-            waiter, mine = found
-            self._forget_ask(waiter, mine)
-            if not self.asks[waiter]:
-                lent = waiter.reclaims
-                self.kernel.withdraw(waiter, self.now)
-                self.reached["withdrawn"] += 1
-                if lent is not None and lent.ended is not None:
-                    self._tell_ended(lent, "released", self.caller)
-            else:
-                self.reached["withdrawn, others wait on"] += 1
-        elif permit is not None:
+        if not self._let_be(ask) and permit is not None:
             self.reached["withdrawn when granted"] += 1
             self._give_back(permit, self.caller, self.now)
 
@@ -606,6 +615,10 @@ class Oracle:
         return None
 
     def _set_limit(self, ask: int, name: str, settings: dict[str, Any]) -> None:
+        before = self.kernel.limits.get(name)
+        if settings.get("keep") and before is not None and not before.removed:
+            self.reached["limit kept"] += 1
+            return self._done(ask)
         success = ms(settings.get("cooldown", 0))
         cancelled, failed = settings.get("cooldown_cancelled"), settings.get("cooldown_failed")
         gated = settings.get("gated", False)
@@ -625,7 +638,7 @@ class Oracle:
         if gated:
             self.keepers[name] = self.caller
         self._hold_back(limit)
-        self._done(ask)
+        return self._done(ask)
 
     def _remove_limit(self, ask: int, name: str) -> None:
         if not self._unknown(ask, [name]):

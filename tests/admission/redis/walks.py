@@ -158,6 +158,8 @@ class Walk:
     def _configure(self, client: str, step: Step, *, name: str, cooldown_ms: Any, **rest: Any) -> Any:
         success, cancelled, failed = (time_ms / 1000 for time_ms in cooldown_ms)
         settings = {"cooldown": success, "cooldown_cancelled": cancelled, "cooldown_failed": failed, **rest}
+        if step.pick % 7 == 0:
+            settings["keep"] = True
         return ["set_limit", self._ask(), name, settings]
 
     def _acquire(self, client: str, step: Step, *, names: tuple[str, ...], nested: bool, **rest: Any) -> Any:
@@ -201,6 +203,8 @@ class Walk:
         permits = self._permits()
         if permits and step.pick % 4 == 0:
             return ["withdraw", 0, permits[step.pick // 4 % len(permits)].key]
+        if step.pick % 9 == 0:
+            return ["wants", [ask for ask in mine if self.random.randrange(3)]]
         return ["withdraw", mine[step.pick % len(mine)], ""] if mine else None
 
     def _renew(self, client: str, step: Step, *, stale: bool, lease_ms: int) -> Any:

@@ -63,7 +63,7 @@ end
 -- behind them.
 local function begin_epoch(meta, request, time_ms)
   if meta.epoch then store.list("@"):remove(meta.epoch) end
-  meta.epoch = string.format("%s-%d-%d", request.server, time_ms, meta.fence)
+  meta.epoch = string.format("%s-%d-%s-%d", request.server, time_ms, request.client, request.number or 0)
   store.mark(meta.epoch)
   meta.server = request.server
   meta.fence = math.max(meta.fence, time_ms * 1000)

@@ -20,10 +20,13 @@ local function known_limit(ask, name)
   return nil
 end
 
+-- Makes or changes a limit; with `keep` it is left as it is if there is one already.
 function HANDLERS.set_limit(caller, now_ms, ask, name, settings)
   demand(is_whole(ask, 0, 1e15) and is_text(name) and type(settings) == "table", "set_limit says ask, name, limit")
   demand(whole_or_nil(settings.capacity, 1), "the capacity is no whole number from 1")
   demand(whole_or_nil(settings.queue_max, 0), "queue_max is no whole number from 0")
+  local before = settings.keep == true and records.limit(name)
+  if before and not before.removed then return say("done", ask) end
   local success_ms = cooldown(settings, "cooldown", 0)
   local limit = kernel.configure(name, {
     capacity = settings.capacity,

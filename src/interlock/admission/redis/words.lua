@@ -248,20 +248,35 @@ function HANDLERS.acquire(caller, now_ms, ask, id, names, more)
   end
 end
 
+local function withdraw(caller, now_ms, ask)
+  local waiter, at = clients.find(caller.client, ask)
+  if waiter == nil then return false end
+  clients.forget(waiter, at)
+  if #waiter.asks == 0 then
+    kernel.withdraw(waiter, now_ms)
+    if waiter.ended_with then clients.tell_ended(waiter.ended_with, "released", caller.client) end
+  end
+  return true
+end
+
 -- The request of this number is wanted no more, nor the permit that it may have got.
 function HANDLERS.withdraw(caller, now_ms, ask, id)
   demand(is_whole(ask, 0, 1e15) and type(id) == "string", "withdraw says ask and id")
-  local waiter, at = clients.find(caller.client, ask)
-  if waiter then
-    clients.forget(waiter, at)
-    if #waiter.asks == 0 then
-      kernel.withdraw(waiter, now_ms)
-      if waiter.ended_with then clients.tell_ended(waiter.ended_with, "released", caller.client) end
-    end
-    return
-  end
+  if withdraw(caller, now_ms, ask) then return end
   local permit = id ~= "" and records.permit(id)
   if permit then clients.give_back(permit, caller.client, now_ms) end -- the grant was on its way
+end
+
+-- Of all that the client has asked for it wants only these; the rest is what an older copy of the state knew.
+function HANDLERS.wants(caller, now_ms, asks)
+  demand(type(asks) == "table", "wants says which asks")
+  local wanted_still = {}
+  for _, ask in ipairs(asks) do wanted_still[ask] = true end
+  local known_asks = asked(caller.client):members()
+  for at = #known_asks, 1, -1 do
+    local ask = tonumber(known_asks[at]:sub(1, 16))
+    if not wanted_still[ask] then withdraw(caller, now_ms, ask) end
+  end
 end
 
 -- giving back and going on
