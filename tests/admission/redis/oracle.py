@@ -114,8 +114,10 @@ class Oracle:
             for word, *said in request["ops"]:
                 getattr(self, f"_{word}")(*said)
                 self._carry_out(self.now)
-        client = self.clients[request["client"]]
-        for number, entry in client.news:
+        client = self.clients.get(request["client"])
+        known = known and client is not None
+        self.reached["overtaken, and silent by then"] += client is None
+        for number, entry in client.news if client is not None else ():
             if number > request["seen"]:
                 self.answers.append(self._delivered(entry))
         due = min([at for at, _, _ in self.timers] + [self.kernel.next_deadline() or 1 << 60])
@@ -124,7 +126,7 @@ class Oracle:
             "stale": not fresh,
             "now": self.now,
             "answers": self.answers,
-            "inbox": client.inbox,
+            "inbox": request["seen"] if client is None else client.inbox,
             "due": max(0, due - self.now),
             "quarantine": max(0, self.quarantine_ms - self.now),
         }

@@ -50,12 +50,20 @@ def nested_steps(seed: str, count: int) -> Iterator[Step]:
         yield step
 
 
+def slow_steps(seed: str, count: int) -> Iterator[Step]:
+    """Hardly anybody sets himself a time, so that it is silence that ends things."""
+    for step in random_steps(seed, count):
+        if step.operation == "acquire" and step.pick % 4:
+            step = step._replace(arguments=step.arguments | {"deadline_ms": None, "lease_ms": None, "wait": True})
+        yield step
+
+
 STEPS: dict[str, Callable[[str, int], Iterator[Step]]] = {
     "open": calm_steps,
     "crowded": crowded_steps,
     "nested": nested_steps,
     "stormy": calm_steps,
-    "slow": calm_steps,
+    "slow": slow_steps,
 }
 """*stormy* loses the server now and then; in *slow* ones seconds pass, and clients fall silent."""
 

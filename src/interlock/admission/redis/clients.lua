@@ -63,6 +63,7 @@ end
 -- Adds what the client has not been told yet to `answers`; the number of the last of it.
 function clients.deliver(request, answers, now_ms)
   local client = records.client(request.client)
+  if client == nil then return request.seen end -- it came too late even to be told that it came late
   for _, member in ipairs(client.inbox > client.heard and inbox(client.id):members() or {}) do
     if member > digits(request.seen + 1) then
       local entry = cmsgpack.unpack(member:sub(17))

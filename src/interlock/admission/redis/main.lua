@@ -44,6 +44,7 @@ local function carry_on(root, request)
   local meta, said = records.meta(), words.answers()
   if changed then meta.version = meta.version + 1 end
   local last = request.number and clients.deliver(request, said, now_ms) or request.seen
+  known = known and records.client(request.client) ~= nil
   clients.publish(root, request.client)
   store.flush()
   return {epoch = meta.epoch, now = now_ms, time = meta.time_ms, known = known, stale = not fresh,
