@@ -103,6 +103,9 @@ MUTANTS: dict[str, tuple[str, str]] = {
     ),
 }
 
+ONLY_IN = {"the dead wait on": ("slow",)}
+"""Where a fault is to be looked for, if most walks never come near it."""
+
 
 def mutant(name: str) -> Library:
     """The library with this fault."""

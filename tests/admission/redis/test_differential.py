@@ -2,8 +2,8 @@
 
 Five kinds of walk. The *open* one does everything that can be said. In the *crowded* one nothing empties the
 lines, so that patience runs out. In the *nested* one families wait for each other. In the *slow* one seconds
-pass, so that clients fall silent. The *stormy* one loses the server, or all that it knew, now and then. In all
-of them replies get lost, requests are overtaken, and the clock is set by an hour.
+pass, so that clients fall silent. The *stormy* one loses the server, or all that it knew, now and then. In
+all of them replies get lost, requests are overtaken, and the clock is set by an hour.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def hunt_all(namespace: Namespace, seeds: range, count: int) -> tuple[int, Count
 @pytest.mark.parametrize("part", [0, 1])
 def test_lua_and_python_agree(namespace: Namespace, part: int) -> None:
     """Whatever is said, both answer the same and keep the same books, and the books are in order."""
-    walked, reached = hunt_all(namespace, range(100 * part, 100 * part + 8), 320)
-    assert walked >= 12_000
+    walked, reached = hunt_all(namespace, range(100 * part, 100 * part + 7), 320)
+    assert walked >= 10_000
     assert EVERYTHING - RARE - set(reached) == set()
 
 

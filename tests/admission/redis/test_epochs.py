@@ -22,12 +22,13 @@ AGAIN = 200
 """Requests between two disasters: a little over a lease and a quarantine."""
 
 
-@pytest.mark.parametrize("disaster", DISASTERS)
-@pytest.mark.parametrize("pauses", [False, True])
+WORLDS = [(disaster, pauses) for disaster in DISASTERS for pauses in (False, True)]
+WORLDS.remove(("the clock set by an hour", True))  # not promised: see docs/design/0004-redis.md
+
+
+@pytest.mark.parametrize(("disaster", "pauses"), WORLDS)
 def test_never_over_the_limit(namespace: Namespace, disaster: str, pauses: bool) -> None:
     """Eight clients, twenty disasters: at no moment do more work than may, and soon they work again."""
-    if pauses and "clock" in disaster:
-        pytest.skip("a clock that leaps while its holder stands still: docs/design/0004-redis.md")
     fleet = Fleet(namespace, seed=len(disaster), pauses=pauses)
     for _ in range(20):
         fleet.run(AGAIN // 2 + fleet.random.randrange(AGAIN))

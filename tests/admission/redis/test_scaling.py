@@ -47,12 +47,14 @@ def commands_of_a_visit(me: Caller) -> int:
     return int(came["calls"] + left["calls"])
 
 
-@pytest.mark.parametrize(("lanes", "weight"), [(0, 1), (LANES, 1), (LANES, 2)])
-def test_a_release_does_not_ask_everyone_who_waits(namespace: Namespace, lanes: int, weight: int) -> None:
+@pytest.mark.parametrize(("waiters", "lanes", "weight"), [(MANY, 0, 1), (MANY, LANES, 1), (LANES, LANES, 2)])
+def test_a_release_does_not_ask_everyone_who_waits(
+    namespace: Namespace, waiters: int, lanes: int, weight: int
+) -> None:
     """A release that lets the next one in, and a visit, cost much the same whether 10 wait or 10,000."""
     few = crowd(namespace, FEW, lanes=min(FEW, lanes), weight=weight)
     cheap, visit = commands_of_releases(few), commands_of_a_visit(few)
-    many = crowd(namespace, MANY, lanes=lanes, weight=weight)
+    many = crowd(namespace, waiters, lanes=lanes, weight=weight)
     assert commands_of_releases(many) <= 1.5 * cheap
     assert commands_of_a_visit(many) <= 1.5 * visit
     assert many.say(["check", 0]) == [["done", 0, []]]
@@ -65,7 +67,9 @@ def test_the_short_way_is_short(namespace: Namespace) -> None:
     taken = me.reply(*(["acquire", at, f"p{at}", ["a", "b"], {}] for at in range(64)))
     given = me.reply(*(["release", f"p{at}", 0, "success"] for at in range(64)))
     assert taken["calls"] + given["calls"] < 30
-    pairs = [[["acquire", at, f"q{at}", ["a", "b"], {}], ["release", f"q{at}", 0, "success"]] for at in range(64)]
+    pairs = [
+        [["acquire", at, f"q{at}", ["a", "b"], {}], ["release", f"q{at}", 0, "success"]] for at in range(64)
+    ]
     both = me.reply(*(word for pair in pairs for word in pair))
     assert both["calls"] < 15
     assert len(both["answers"]) == 64
@@ -78,7 +82,9 @@ def test_what_ended_leaves_nothing(namespace: Namespace) -> None:
     me.say(["lend", "holder", 1_000_000_001])
     reply = me.reply(["remove_limit", 0, "g"])
     assert len([answer for answer in reply["answers"] if answer[0] == "refused"]) == 199
-    me.say(*(["release", f"w{at}", 0, "success"] for at in range(1, 201)), ["release", "holder", 0, "success"])
+    me.say(
+        *(["release", f"w{at}", 0, "success"] for at in range(1, 201)), ["release", "holder", 0, "success"]
+    )
     me.say()
     stored = namespace.connection.hkeys(namespace.records)
     assert sorted(field[:1] for field in stored) == [b"@", b"c"] + [b"l"] * 20  # type: ignore[union-attr]

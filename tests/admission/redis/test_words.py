@@ -127,12 +127,14 @@ def test_nonsense_changes_nothing(two: tuple[Caller, Caller], nonsense: Any) -> 
     """One bad operation refuses the whole call, with a sentence; nothing of it was done."""
     one, _ = two
     before = one.namespace.connection.hgetall(one.namespace.records)
-    with pytest.raises(redis.ResponseError, match="INTERLOCK [a-z]"):
+    with pytest.raises(redis.ResponseError, match=r"INTERLOCK [a-z]"):
         one.say(["acquire", 5, "fine", ["a"], {}], nonsense)
     assert one.namespace.connection.hgetall(one.namespace.records) == before
 
 
-@pytest.mark.parametrize("changed", [{"v": 2}, {"client": "a:b"}, {"lease": 0}, {"seen": -1}, {"ops": None}], ids=str)
+@pytest.mark.parametrize(
+    "changed", [{"v": 2}, {"client": "a:b"}, {"lease": 0}, {"seen": -1}, {"ops": None}], ids=str
+)
 def test_what_is_no_request_is_refused(two: tuple[Caller, Caller], changed: dict[str, Any]) -> None:
     """The header is read as strictly."""
     with pytest.raises(redis.ResponseError, match="INTERLOCK this is no request"):

@@ -33,7 +33,11 @@ def crowded_steps(seed: str, count: int) -> Iterator[Step]:
             continue
         arguments = step.arguments
         if step.operation == "configure":
-            arguments = arguments | {"capacity": arguments["capacity"] or 2, "gated": False, "cooldown_ms": (0,) * 3}
+            arguments = arguments | {
+                "capacity": arguments["capacity"] or 2,
+                "gated": False,
+                "cooldown_ms": (0,) * 3,
+            }
         if step.operation == "acquire":
             plain = {"since_ms": None, "deadline_ms": None, "lease_ms": None, "wait": True}
             arguments = arguments | plain | {"priority": arguments["priority"] if rare else 0}
@@ -54,7 +58,9 @@ def slow_steps(seed: str, count: int) -> Iterator[Step]:
     """Hardly anybody sets himself a time, so that it is silence that ends things."""
     for step in random_steps(seed, count):
         if step.operation == "acquire" and step.pick % 4:
-            step = step._replace(arguments=step.arguments | {"deadline_ms": None, "lease_ms": None, "wait": True})
+            step = step._replace(
+                arguments=step.arguments | {"deadline_ms": None, "lease_ms": None, "wait": True}
+            )
         yield step
 
 
