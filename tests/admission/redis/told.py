@@ -338,7 +338,8 @@ class Told:
         elif isinstance(got, Waiter):
             self._add_ask(got, ask.client, ask.number, ask.deadline_ms)
         else:
-            details = {"limit": got.limit, "circle": circle_of(got)}
+            parent = waiter.parent.key if waiter.parent and got.reason == "parent_released" else None
+            details = {"limit": got.limit, "circle": circle_of(got), "parent": parent}
             self._tell(ask.client, "refused", ask.number, got.reason, some(details))
 
     # -- refusals

@@ -131,6 +131,9 @@ end
 -- Somebody joined one with the same key who was less patient: he goes on waiting at the same age.
 local function ask_again(one, now_ms)
   local waiter, ask = one.waiter, one.ask
+  if waiter.parent and not records.parent_of(waiter) then
+    return clients.tell(ask.client, "refused", ask.number, "parent_released", {parent = waiter.parent})
+  end
   local asked_for = {id = waiter.id, claims = ledger.claims(waiter.names), owner = waiter.owner,
     parent = records.parent_of(waiter), priority = records.priority_of(waiter.rank),
     since_ms = records.since_of(waiter.rank), deadline_ms = ask.deadline_ms, lease_ms = waiter.lease_ms,
