@@ -45,6 +45,12 @@ def shared_server() -> Iterator[redis.Redis]:
         connection.close()
 
 
+def shared_url(server: redis.Redis) -> str:
+    """Where others connect to *server*."""
+    kept = server.connection_pool.connection_kwargs
+    return f"redis://{kept['host']}:{kept['port']}/{kept.get('db', 0)}"
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -238,15 +238,18 @@ class RemoteAdmission(Exchange):
 
     def _seen(self) -> View:
         if self._unread is not None:
-            import msgspec
-
-            self._view = msgspec.convert(self._unread, View)
+            self._view = self._read(self._unread)
             self._unread = None
         elif not self._closed:
             self._look()
         if self._view.at != self._view_at:
             self._view = replace(self._view, at=self._view_at)
         return self._view
+
+    def _read(self, view: Any) -> View:
+        import msgspec
+
+        return msgspec.convert(view, View)
 
     def _look(self) -> None:
         """Be connected, if somebody reads and there is a loop to do it."""

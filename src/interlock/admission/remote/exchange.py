@@ -66,8 +66,12 @@ class Exchange:
         self._home: int | None = None
         self._thread: int | None = None
         self._handed_over: dict[model.Permit, object] = {}
-        self._link = Link(url, token, lease, self._client, self)
-        self._keeper = LeaseKeeper(url, token, lease, self._held, self._forget)
+        self._link, self._keeper = self._way_there(token)
+
+    def _way_there(self, token: str | None) -> tuple[Link, LeaseKeeper]:
+        """The connection, and the thread with one of its own that keeps leases alive."""
+        link = Link(self.url, token, self.lease, self._client, self)
+        return link, LeaseKeeper(self.url, token, self.lease, self._held, self._forget)
 
     # -- asking
 
