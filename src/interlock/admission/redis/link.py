@@ -103,9 +103,17 @@ class RedisLink:
                 await asyncio.wait((task,), timeout=_HANG_UP_SECONDS)
             self._gone("closed")
 
+    @property
+    def _current(self) -> bool:
+        """Whether the task that asks is still the one that keeps the connection up.
+
+        It is asked as well as cancelled: a cancellation that meets a reply may get lost in the client.
+        """
+        return self._task is asyncio.current_task()
+
     async def _run(self) -> None:
         failures = 0
-        while True:
+        while self._current:
             try:
                 was_up = await self._session()
             except InterlockError as error:
@@ -129,12 +137,11 @@ class RedisLink:
             async with asyncio.timeout(_CALL_SECONDS):
                 self._header["server"] = server_id(await connection.info())
             listening = asyncio.get_running_loop().create_task(self._listen(redis.asyncio))
-            while True:
+            while self._current:
                 was_up = await self._exchange(connection) or was_up
                 await self._rest()
         except (OSError, TimeoutError, redis.exceptions.RedisError) as error:
             self._note(f"{error}" or type(error).__name__)
-            return was_up
         finally:
             if listening is not None:
                 listening.cancel()
@@ -144,6 +151,7 @@ class RedisLink:
             with suppress(OSError, TimeoutError, redis.exceptions.RedisError):
                 async with asyncio.timeout(_HANG_UP_SECONDS):
                     await connection.aclose()
+        return was_up
 
     async def _listen(self, library: Any) -> None:
         """Look at once when somebody else has left something; until the session ends."""
@@ -265,6 +273,12 @@ class RedisLink:
         self.ahead_ms = reply["time"] - reply["now"]
         epoch = reply["epoch"]
         if not self.up or epoch != self._epoch or not reply["known"]:
+            if epoch != self._epoch and reply["quarantine"]:
+                log.warning(
+                    "%s knows nothing of what may be held: for %.0f s nobody is let in over a limit",
+                    shown(self._url),
+                    reply["quarantine"] / 1000,
+                )
             self._epoch = epoch
             self._greet(epoch)
         answers = [answer for answer in map(self._answer, reply["answers"]) if answer is not None]

@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import msgspec
-
 from interlock.admission.redis.library import Library, keys
 from interlock.errors import InterlockError, Unavailable, ValidationError
 
@@ -61,12 +59,15 @@ class Caller:
     """What it takes to call the library for one namespace."""
 
     def __init__(self, library: Library, namespace: str) -> None:
+        import msgspec  # needs what an embedded limiter does not
+
         self.library = library
+        self._encode, self._decode = msgspec.msgpack.encode, msgspec.msgpack.decode
         self.records, self.lists, self.root = keys(namespace)
 
     def command(self, request: dict[str, Any]) -> tuple[Any, ...]:
         """The ``FCALL`` of *request*."""
-        body = msgspec.msgpack.encode(request)
+        body = self._encode(request)
         return "FCALL", self.library.name, 2, self.records, self.lists, self.root, body
 
     def load_command(self) -> tuple[Any, ...]:
@@ -75,7 +76,7 @@ class Caller:
 
     def reply(self, answer: Any) -> dict[str, Any]:
         """What the library said."""
-        reply: dict[str, Any] = msgspec.msgpack.decode(answer)
+        reply: dict[str, Any] = self._decode(answer)
         return reply
 
     def call(self, execute: Callable[..., Any], request: dict[str, Any]) -> dict[str, Any]:
