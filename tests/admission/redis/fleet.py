@@ -36,10 +36,12 @@ class Holder:
 class Fleet:
     """Clients that come, hold, and go, over one limit of `CAPACITY` units."""
 
-    def __init__(self, namespace: Namespace, seed: int, *, pauses: bool) -> None:
+    def __init__(self, namespace: Namespace, seed: int, *, pauses: bool, copies: bool = False) -> None:
+        """*copies*: a replica follows, which `fail_over` needs."""
         self.namespace = namespace
         self.random = Random(seed)
         self.pauses = pauses
+        self.followed = copies
         self.now_ms = 1_000_000_000
         self.skew_ms = 0
         self.server = 1
@@ -124,9 +126,10 @@ class Fleet:
         request = {"v": 1, "client": holder.name, "lease": LEASE_MS, "seen": holder.seen, "ops": ops}
         request |= {"server": f"s{self.server}", "number": holder.number, "time": self.now_ms + self.skew_ms}
         reply = self.namespace.call(request | more)
-        connection, namespace = self.namespace.connection, self.namespace
-        self.copies.append((connection.dump(namespace.records), connection.dump(namespace.lists)))
-        del self.copies[:-100]
+        if self.followed:
+            connection, namespace = self.namespace.connection, self.namespace
+            self.copies.append((connection.dump(namespace.records), connection.dump(namespace.lists)))
+            del self.copies[:-100]
         return reply
 
     def _hear(self, holder: Holder, reply: dict[str, Any], asked_ms: int) -> None:

@@ -32,18 +32,15 @@ end
 
 local function pack(layout, record)
   local values = {}
-  for at, name in ipairs(layout) do
-    local value = record[name]
-    if value == nil then value = false end
-    values[at] = value
-  end
+  for at = 1, #layout do values[at] = record[layout[at]] or false end
   return cmsgpack.pack(values)
 end
 
 local function unpacked(layout, packed)
-  local record = {}
-  for at, value in ipairs(cmsgpack.unpack(packed)) do
-    if value ~= false then record[layout[at]] = value end
+  local record, values = {}, cmsgpack.unpack(packed)
+  for at = 1, #layout do
+    local value = values[at]
+    if value then record[layout[at]] = value end
   end
   return record
 end
@@ -85,8 +82,10 @@ end
 
 -- lists
 
+-- Where a text is, or belongs; what is made later mostly comes last.
 local function place(texts, text)
   local low, high = 1, #texts + 1
+  if high == 1 or texts[high - 1] < text then return high end
   while low < high do
     local middle = math.floor((low + high) / 2)
     if texts[middle] < text then low = middle + 1 else high = middle end

@@ -151,6 +151,7 @@ end
 
 -- Tells everybody concerned what has happened since the last time.
 function words.carry_out(now_ms)
+  if #queue.outbox == 0 then return end
   local again = {}
   while #queue.outbox > 0 do
     local outbox = queue.outbox
