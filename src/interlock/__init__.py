@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from interlock.admission.readings import LimitReading as LimitReading
     from interlock.admission.readings import Snapshot as Snapshot
     from interlock.admission.readings import Waiting as Waiting
+    from interlock.admission.redis import RedisAdmission as RedisAdmission
     from interlock.admission.remote import RemoteAdmission as RemoteAdmission
     from interlock.agents.chat import ChatAgent as ChatAgent
     from interlock.agents.chat_tools import Tool as Tool
@@ -72,6 +73,7 @@ _HOMES = {
     "interlock.agents.command": ("CommandAgent",),
     "interlock.agents.process": ("ProcessAgent",),
     "interlock.agents.python": ("agent",),
+    "interlock.admission.redis": ("RedisAdmission",),
     "interlock.admission.remote": ("RemoteAdmission",),
     "interlock.app": ("Interlock",),
     "interlock.admission.local": ("LocalAdmission",),

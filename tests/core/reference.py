@@ -277,7 +277,8 @@ class Reference:
         limit = self.limits[name]
         limit.removed = True
         for w in sorted(self.waiting_at(limit), key=lambda w: w.rank):
-            self.end_wait(w, "dropped")
+            if w in self.waiters:
+                self.end_wait(w, "dropped")
         limit.credits, limit.fresh, limit.gated, limit.pause = 0, None, False, None
         self.walk()
         self.forget()
@@ -472,7 +473,8 @@ class Reference:
         self.now = now
         permits = [p for p in self.permits if p.owner == owner]
         for w in sorted((w for w in self.waiters if w.owner == owner), key=lambda w: w.rank):
-            self.end_wait(w, "revoked")
+            if w in self.waiters:
+                self.end_wait(w, "revoked")
         for p in sorted(permits, key=lambda p: p.fence):
             if p.live:
                 self.end(p, 0)

@@ -8,6 +8,7 @@ from core.scenes import ask, hold, let_in, queue, told, used, world
 from interlock.core.model import (
     Cooldown,
     Refused,
+    Waiter,
 )
 
 
@@ -95,3 +96,24 @@ def test_what_is_covered_is_granted_even_over_a_pause() -> None:
     kernel.pause("a", 99, 1)
     hold(kernel, "a", "b", parent=parent, at=2)
     assert ask(kernel, "a", "b", parent=parent, at=3, wait=False) == Refused("would_block", "b")
+
+
+@pytest.mark.parametrize("end", ["remove", "release_owner"])
+def test_a_wait_ends_once(end: str) -> None:
+    """A lent permit that waits for its units ends with its wait, and with it who waits below it: they are not
+    ended again by what ends them all."""
+    kernel = world(a=1)
+    lent = hold(kernel, "a", owner="o")
+    kernel.lend(lent, 0)
+    stranger = hold(kernel, "a", at=1)
+    below = queue(kernel, "a", at=2, parent=lent, owner="o", key="k")
+    wait = kernel.reclaim(lent, kernel.claims(("a",)), 3)
+    assert isinstance(wait, Waiter)
+    if end == "remove":
+        kernel.remove("a", 4)
+    else:
+        kernel.release_owner("o", 4)
+    assert {subject for _, subject in told(kernel)} == {wait, below}
+    assert lent.ended == "released"
+    assert kernel.release(stranger, 5)
+    kernel.check()

@@ -71,7 +71,8 @@ class Kernel(Queue):
         limit = self.limit(name)
         limit.removed = True
         for waiter in sorted(limit.waiters, key=by_rank):
-            self._end_wait(waiter, "dropped")
+            if waiter.waiting:  # else it went with a lent permit whose wait for its units ended here
+                self._end_wait(waiter, "dropped")
         self._forget_reading(limit)
         limit.gated = False
         self.timers.cancel(limit.pause_timer)
@@ -275,7 +276,8 @@ class Kernel(Queue):
         owned = self.owners.get(owner, ())
         permits = sorted((one for one in owned if isinstance(one, Permit)), key=by_fence)
         for waiter in sorted((one for one in owned if isinstance(one, Waiter)), key=by_rank):
-            self._end_wait(waiter, "revoked")
+            if waiter.waiting:
+                self._end_wait(waiter, "revoked")
         for permit in permits:
             if permit.ended is None:  # else it went with its own wait to have its units back
                 self._end(permit, "released", outcome, now_ms)

@@ -42,10 +42,10 @@ class LeasedAdmission(Exchange):
     they are exact. All methods but `Permit.release` are to be called from the loop's own thread.
     """
 
-    def __init__(self, url: str, lease: float, renewals: Renewals) -> None:
+    def __init__(self, url: str, lease: float, renewals: Renewals, client: str = "") -> None:
         if not 0.1 <= lease <= 86_400:
             raise ValidationError(f"lease is {lease!r}; allowed are 0.1 to 86400 seconds")
-        super().__init__(url, lease, renewals)
+        super().__init__(url, lease, renewals, client)
         self._view = EMPTY
         self._unread: Any = None
 
@@ -228,15 +228,18 @@ class LeasedAdmission(Exchange):
 
     def _seen(self) -> View:
         if self._unread is not None:
-            import msgspec
-
-            self._view = msgspec.convert(self._unread, View)
+            self._view = self._read(self._unread)
             self._unread = None
         elif not self._closed:
             self._look()
         if self._view.at != self._view_at:
             self._view = replace(self._view, at=self._view_at)
         return self._view
+
+    def _read(self, unread: Any) -> View:
+        import msgspec
+
+        return msgspec.convert(unread, View)
 
     def _look(self) -> None:
         """Be connected, if somebody reads and there is a loop to do it."""

@@ -57,12 +57,12 @@ class Exchange:
 
     _link: Link
 
-    def __init__(self, url: str, lease: float, renewals: Renewals) -> None:
+    def __init__(self, url: str, lease: float, renewals: Renewals, client: str = "") -> None:
         self.clock = SystemClock()
         self.url = url
         """Of the other end, without a password."""
         self.lease = lease
-        self._client = uuid4().hex
+        self._client = client or self._new_client()
         self._held: dict[Held, None] = {}
         self._by_id: dict[str, Held] = {}
         self._keyed: dict[model.Permit, RemotePermit] = {}
@@ -80,6 +80,11 @@ class Exchange:
         self._keeper = LeaseKeeper(renewals, lease, self._held, self._forget)
         self.on_wait: list[WaitWatcher] = []
         """Told of every wait, by the task that waits."""
+
+    @staticmethod
+    def _new_client() -> str:
+        """The id of a process among all."""
+        return uuid4().hex
 
     # -- asking
 
@@ -128,6 +133,8 @@ class Exchange:
 
         def words(ask: Ask) -> tuple[Any, ...]:
             asked = more if ask.since is None else {**more, "since": ask.since}
+            if "since" in asked:
+                asked = {**asked, "since": self._there(asked["since"])}
             if ask.late:
                 asked = {**asked, "timeout": ask.patience, "age": ask.age}
             return ("acquire", ask.number, permit_id, names, asked)
@@ -228,6 +235,10 @@ class Exchange:
     def _next(self) -> int:
         self._numbers += 1
         return self._numbers
+
+    def _there(self, moment: float) -> float:
+        """*moment*, in seconds, on the clock of the other end."""
+        return moment
 
     def _settle_in(self) -> None:
         if self._closed:

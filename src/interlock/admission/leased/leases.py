@@ -13,7 +13,7 @@ import logging
 import random
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from interlock.core import model
 
@@ -88,8 +88,8 @@ class Held(model.Permit):
 class Renewals(Protocol):
     """How leases are renewed: calls that block, on a connection that nobody else uses."""
 
-    def renew(self, permits: list[dict[str, Any]], lease: float, within: float) -> tuple[set[str], str]:
-        """Renew *permits* (id, fence, and what it takes to count them again) for *lease* seconds.
+    def renew(self, held: list[Held], lease: float, within: float, *, adopt: bool) -> tuple[set[str], str]:
+        """Renew *held* for *lease* seconds; to *adopt* them is to count again what was forgotten.
 
         The ids of those that are gone, and the epoch. `OSError` if there is no answer *within* seconds.
         """
@@ -157,9 +157,8 @@ class LeaseKeeper:
     def _renew(self, due: list[Held], *, again: bool) -> list[Held]:
         """Renew *due*; who are of another epoch. *again* says all that it takes to count them again."""
         asked = now()
-        entries = [_entry(held, again) for held in due]
         within = max(0.2, min(5.0, self._lease / _ROUNDS))
-        lost, epoch = self._renewals.renew(entries, self._lease, within)
+        lost, epoch = self._renewals.renew(due, self._lease, within, adopt=again)
         forgotten = []
         for held in due:
             if held.id not in lost:
@@ -171,14 +170,3 @@ class LeaseKeeper:
                 held.lose("expired")
                 self._lost(held)
         return forgotten
-
-
-def _entry(held: Held, again: bool) -> dict[str, Any]:
-    entry: dict[str, Any] = {"id": held.id, "fence": held.fence}
-    if again:
-        entry["limits"] = held.claims.names
-        if held.owner is not None:
-            entry["owner"] = held.owner
-        if held.over is not None:
-            entry["parent"] = held.over.id
-    return entry

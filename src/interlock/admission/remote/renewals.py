@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import http.client
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from interlock.admission.wire import RENEW_PATH
+
+if TYPE_CHECKING:
+    from interlock.admission.leased.leases import Held
 
 
 class HttpRenewals:
@@ -20,8 +23,9 @@ class HttpRenewals:
             self._headers["authorization"] = f"Bearer {token}"
         self._connection: http.client.HTTPConnection | None = None
 
-    def renew(self, permits: list[dict[str, Any]], lease: float, within: float) -> tuple[set[str], str]:
+    def renew(self, held: list[Held], lease: float, within: float, *, adopt: bool) -> tuple[set[str], str]:
         """See `Renewals.renew`."""
+        permits = [_entry(one, adopt) for one in held]
         try:
             answer = self._post({"permits": permits, "leaseMs": int(lease * 1000)}, within)
             return set(answer["lost"]), answer["epoch"]
@@ -47,3 +51,14 @@ class HttpRenewals:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+def _entry(held: Held, adopt: bool) -> dict[str, Any]:
+    entry: dict[str, Any] = {"id": held.id, "fence": held.fence}
+    if adopt:
+        entry["limits"] = held.claims.names
+        if held.owner is not None:
+            entry["owner"] = held.owner
+        if held.over is not None:
+            entry["parent"] = held.over.id
+    return entry
