@@ -16,7 +16,7 @@ from random import Random
 
 import pytest
 
-from e2e.engines import Engine, MakeEngine, server_engine
+from e2e.engines import Engine, MakeEngine, server_engine, valkey_engine
 from e2e.fleet_storm import Storm, storm
 from e2e.namespaces import bridge, refusal
 from fault_proxy import FAULTS
@@ -32,7 +32,7 @@ def dice() -> Random:
 
 LONG_LEASE = 4.0
 """An engine has come back before it ends: who holds something, and cannot say so, holds it still."""
-ENGINES: dict[str, MakeEngine] = {"server": server_engine}
+ENGINES: dict[str, MakeEngine] = {"server": server_engine, "valkey": valkey_engine}
 
 
 @pytest.fixture(params=ENGINES)

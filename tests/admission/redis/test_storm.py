@@ -12,10 +12,10 @@ from urllib.parse import urlsplit
 
 import pytest
 import redis
-from admission.faults import Proxy, proxy
 
 from admission.redis.servers import shared_url
 from admission.redis.test_admission import admission_to
+from fault_proxy import Proxy, proxy
 from interlock.admission.redis import RedisAdmission
 from interlock.admission.redis.library import keys
 from interlock.errors import AcquireTimeout
@@ -50,15 +50,15 @@ async def disturb(wire: Proxy, random: Random) -> None:
         await asyncio.sleep(random.random() / 10)
         match random.randrange(3):
             case 0:
-                wire.cut()
+                wire.reset()
             case 1:
-                wire.swallow_answers = True
+                wire.answers.swallow = True
             case 2:
-                wire.swallow_requests = True
+                wire.requests.swallow = True
         await asyncio.sleep(random.random() / 20)
-        if wire.swallow_answers or wire.swallow_requests:
-            wire.cut()
-        wire.swallow_answers = wire.swallow_requests = False
+        if wire.answers.swallow or wire.requests.swallow:
+            wire.reset()
+        wire.answers.swallow = wire.requests.swallow = False
 
 
 async def test_a_bad_wire_costs_time_only(server: redis.Redis, caplog: pytest.LogCaptureFixture) -> None:
@@ -89,8 +89,8 @@ async def test_a_bad_wire_costs_time_only(server: redis.Redis, caplog: pytest.Lo
             for disturbance in disturbances:
                 disturbance.cancel()
             for wire in wires:
-                wire.swallow_answers = wire.swallow_requests = False
-                wire.cut()
+                wire.answers.swallow = wire.requests.swallow = False
+                wire.reset()
         assert crew.done > 25
         for admission in admissions:
             await admission.refresh()
