@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from interlock.config import AgentConfig, PoolConfig, ProviderConfig
     from interlock.ports import UsageSource
     from interlock.stores.memory import MemoryStore
+    from interlock.stores.postgres import PostgresStore
     from interlock.stores.sqlite import SQLiteStore
 
 
@@ -54,7 +55,7 @@ class Interlock:
     gate: ProviderGate
     pools: dict[str, AgentPool[Any]]
     sessions: Sessions
-    store: MemoryStore | SQLiteStore
+    store: MemoryStore | SQLiteStore | PostgresStore
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -200,10 +201,6 @@ def check_supported(config: Config) -> None:
     if config.coordination.startswith(("redis://", "rediss://")):
         raise ValidationError(
             'coordination: redis:// comes with a later version; allowed are "local" and "http://host:7411"'
-        )
-    if config.store.startswith(("postgres://", "postgresql://")):
-        raise ValidationError(
-            'store: postgresql:// comes with a later version; allowed are "memory:" and "sqlite:///file.db"'
         )
     if not is_loopback(config.server.host) and config.server.token is None:
         raise ValidationError(

@@ -17,18 +17,19 @@ import pytest
 from interlock.errors import StoreError, Unavailable, ValidationError
 from interlock.ports import Settings
 from interlock.stores import MemoryStore, open_store
+from interlock.stores.schema import Migration
 from interlock.stores.sqlite import SQLiteStore
 from interlock.stores.sqlite.file import connect
-from interlock.stores.sqlite.schema import Migration, migrate, migrations
+from interlock.stores.sqlite.schema import migrate, migrations
 from interlock.stores.sqlite.transaction import one
 
 ODD = ["", " ", "a", "A", "a%", "a_", "a%b", "aXb", "a\0", "a\0b", "ä", "a🙂", "a\U0010ffff", "b"]
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
-    url = {"memory": "memory:", "sqlite": f"sqlite:///{tmp_path}/a.db"}[request.param]
-    async with await open_store(url) as opened:
+    url = {"memory": "memory:", "sqlite": f"sqlite:///{tmp_path}/a.db"}.get(request.param)
+    async with await open_store(url or request.getfixturevalue("postgres_url")) as opened:
         yield opened
 
 

@@ -19,7 +19,7 @@ from interlock import __version__
 from interlock.admission.local import LocalAdmission
 from interlock.app import Interlock, check_supported
 from interlock.cli.reload import ConfigFile, Reloading
-from interlock.config import Config
+from interlock.config import Config, shown_url
 from interlock.errors import InterlockError, ValidationError
 from interlock.http.access.book import TokenBook
 from interlock.http.app import create_app
@@ -247,7 +247,7 @@ def _bind(config: Config) -> socket.socket:
 def _announce(config: Config, port: int) -> None:
     host = f"[{config.server.host}]" if ":" in config.server.host else config.server.host
     base = f"http://{host}:{port}"
-    print(f"interlock {__version__} on {base}, state in {config.store}\n")
+    print(f"interlock {__version__} on {base}, state in {shown_url(config.store)}\n")
     for provider in config.providers.values():
         name = provider.id.upper().replace("-", "_")
         print(f"  export {name}_BASE_URL={base}/gateway/{provider.id}")

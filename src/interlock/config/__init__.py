@@ -13,6 +13,7 @@ from interlock.config.structs import (
     ServerConfig,
     WordingConfig,
     describe,
+    shown_url,
 )
 
 __all__ = [
@@ -30,4 +31,5 @@ __all__ = [
     "load_config",
     "parse_capacity",
     "parse_duration",
+    "shown_url",
 ]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from interlock.ledger import Ledger
     from interlock.provider.gate import ProviderGate
+    from interlock.stores.postgres import PostgresStore
     from interlock.stores.sqlite import SQLiteStore
 
 EXAMINES_WITHIN = 60.0
@@ -38,7 +39,7 @@ class Doctor:
         self,
         gate: ProviderGate,
         ledger: Ledger | None = None,
-        store: MemoryStore | SQLiteStore | None = None,
+        store: MemoryStore | SQLiteStore | PostgresStore | None = None,
         expected: Expected = Expected(),  # noqa: B008 - it cannot be changed
     ) -> None:
         self._gate = gate
@@ -79,6 +80,8 @@ class Doctor:
         store = self._store
         if store is None or isinstance(store, MemoryStore):
             return [Finding("ok", "store", "in memory: it ends with the server")]
+        if not hasattr(store, "path"):
+            return await store.examine(self._expected)
         from interlock.stores.sqlite.examine import examine_file  # it needs fcntl
 
         clock = self._gate.clock

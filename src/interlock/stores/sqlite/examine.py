@@ -11,7 +11,8 @@ from interlock.core.findings import Finding
 from interlock.core.runs import ENDED, SESSION_ENDED
 from interlock.errors import StoreError
 from interlock.ledger import PREFIX, read_changes, replay
-from interlock.stores.sqlite.schema import check_history, migrations
+from interlock.stores.schema import check_history
+from interlock.stores.sqlite.schema import migrations
 from interlock.stores.sqlite.transaction import marks
 
 if TYPE_CHECKING:

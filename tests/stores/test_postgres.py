@@ -1,0 +1,428 @@
+"""PostgreSQL: what this store promises beyond the rules of every store, whatever befalls the server."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+import pytest
+
+from interlock.core.sessions import NewEvent, Retention, Run, RunChange, Session
+from interlock.errors import InterlockError, StoreError, ValidationError
+from interlock.stores import open_store
+from interlock.stores.postgres import PostgresStore, link, schema
+from interlock.stores.schema import Migration
+from interlock.testing.store_conformance_scene import Bell
+from postgres_server import PostgresServer
+
+
+def event(id_: str, **fields: Any) -> NewEvent:
+    return NewEvent(id_, "message_sent", 1.0, **fields)
+
+
+async def opened(url: str) -> PostgresStore:
+    store = await open_store(url)
+    assert isinstance(store, PostgresStore)
+    return store
+
+
+@asynccontextmanager
+async def other(url: str) -> AsyncIterator[asyncpg.Connection]:
+    """A program that is not ours, in the same database."""
+    db = await asyncpg.connect(url)
+    try:
+        yield db
+    finally:
+        await db.close()
+
+
+async def refusal(url: str) -> str:
+    with pytest.raises(StoreError) as caught:
+        await open_store(url)
+    assert "\n" not in caught.value.message
+    return caught.value.message
+
+
+def check_log(log: list[Any], places: dict[str, int | None]) -> None:
+    """What was acknowledged is there at its place, and the log has no gap; what was not may be there too."""
+    assert [one.sequence for one in log] == list(range(1, len(log) + 1))
+    there = {one.id: one.sequence for one in log}
+    assert len(there) == len(log)
+    told = {id_: place for id_, place in places.items() if place is not None}
+    assert told.items() <= there.items()
+
+
+# -- opening -----------------------------------------------------------------------------------------
+
+
+async def test_what_cannot_be_reached_is_told_without_the_password() -> None:
+    """One line that names the server and says why."""
+    message = await refusal("postgresql://u:canary@127.0.0.1:1/db?password=canary")
+    assert "canary" not in message
+    assert "postgresql://***@127.0.0.1:1/db?***: the database cannot be reached" in message
+
+
+@pytest.mark.parametrize("url", ["postgresql://h:port/d", "postgresql://u:canary@h/d?sslmode=perhaps"])
+async def test_what_is_no_url_is_told_so(url: str) -> None:
+    """A `ValidationError`, without the password."""
+    with pytest.raises(ValidationError, match="is not a URL of PostgreSQL") as caught:
+        await open_store(url)
+    assert "canary" not in caught.value.message
+
+
+async def test_a_server_that_cannot_keep_a_promise_is_refused(postgres_url: str) -> None:
+    """One that does not wait for its disk, and a database that cannot hold every text."""
+    async with other(postgres_url) as db:
+        await db.execute("DROP ROLE IF EXISTS hasty; CREATE ROLE hasty LOGIN SUPERUSER")
+        await db.execute("ALTER ROLE hasty SET synchronous_commit = off")
+        await db.execute("DROP DATABASE IF EXISTS latin")
+        await db.execute("CREATE DATABASE latin ENCODING 'LATIN1' TEMPLATE template0")
+    assert "synchronous_commit is off" in await refusal(postgres_url.replace("postgres@", "hasty@"))
+    latin = postgres_url.rpartition("/")[0] + "/latin"
+    assert "encoding is LATIN1" in await refusal(latin)
+    async with other(postgres_url) as db:
+        await db.execute("DROP DATABASE latin")
+        await db.execute("DROP ROLE hasty")
+
+
+async def test_an_old_server_and_a_replica_are_refused(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bounds are those of the server's own answers."""
+    monkeypatch.setattr(link, "OLDEST", 99)
+    assert "PostgreSQL 99 or later is needed, this is" in await refusal(postgres_url)
+    monkeypatch.undo()
+    monkeypatch.setattr(link, "CHECK", link.CHECK.replace("pg_is_in_recovery()", "true"))
+    assert "is a replica, which cannot be written to" in await refusal(postgres_url)
+
+
+async def test_many_open_an_empty_database_at_once(postgres_url: str) -> None:
+    """Its schema is made once, by one of them."""
+    stores = await asyncio.gather(*(opened(postgres_url) for _ in range(5)))
+    await asyncio.gather(*(store.set(f"{n}", "v") for n, store in enumerate(stores)))
+    assert len(await stores[0].items()) == 5
+    for store in stores:
+        await store.aclose()
+    async with other(postgres_url) as db:
+        applied = await schema.applied_to(db)
+    assert [one[0] for one in applied] == [one.version for one in schema.migrations()]
+
+
+async def test_what_another_made_is_left_as_it_is(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A newer schema, a changed one, and another program's; a migration that fails leaves nothing."""
+    async with await opened(postgres_url) as store:
+        await store.set("k", "v")
+    known = schema.migrations()
+    broken = Migration(99, "0099_broken", "CREATE TABLE interlock.half (a int); CREATE TABLE nonsense")
+    monkeypatch.setattr("interlock.stores.postgres.store.migrations", lambda: [*known, broken])
+    assert "syntax error" in await refusal(postgres_url)
+    newer = Migration(99, "0099_newer", "CREATE TABLE interlock.half (a int)")
+    monkeypatch.setattr("interlock.stores.postgres.store.migrations", lambda: [*known, newer])
+    await (await opened(postgres_url)).aclose()
+    monkeypatch.undo()
+    assert "its schema 99 is newer than" in await refusal(postgres_url)
+    changed = [known[0]._replace(sql=known[0].sql + "--"), *known[1:]]
+    monkeypatch.setattr("interlock.stores.postgres.store.migrations", lambda: changed)
+    async with other(postgres_url) as db:
+        await db.execute("DELETE FROM interlock.schema_migrations WHERE version = 99")
+    assert "the database was made by a changed copy" in await refusal(postgres_url)
+    monkeypatch.undo()
+    async with await opened(postgres_url) as store:
+        assert await store.get("k") == "v"
+    async with other(postgres_url) as db:
+        await db.execute("DROP TABLE interlock.schema_migrations")
+    assert "is another program's" in await refusal(postgres_url)
+
+
+# -- several processes -------------------------------------------------------------------------------
+
+
+async def test_several_write_one_log(postgres_url: str) -> None:
+    """Numbers without a gap, runs in one order, a key given once, room kept, one end of each run."""
+    stores = [await opened(postgres_url) for _ in range(4)]
+    sessions = await asyncio.gather(
+        *(store.create_session(Session("s", "active", metadata={"n": n})) for n, store in enumerate(stores))
+    )
+    assert len({str(one.metadata) for one in sessions}) == 1
+    places: dict[str, int | None] = {}
+
+    async def work(n: int, store: PostgresStore) -> None:
+        for k in range(30):
+            places[f"{n}/{k}"] = await store.append("s", [event(f"{n}/{k}")])
+            await store.submit_run(Run(f"{n}/{k}", "s", idempotency_key=f"{k}"), [event(f"q{n}/{k}")])
+
+    await asyncio.gather(*(work(n, store) for n, store in enumerate(stores)))
+    runs = await stores[0].list_runs("s")
+    assert [run.number for run in runs] == list(range(1, 31))
+    log = await stores[1].get_events("s")
+    assert len(log) == 4 * 30 + 30
+    check_log(log, places)
+    done = await asyncio.gather(
+        *(store.submit_run(Run(f"x{n}", "s"), room=32) for n, store in enumerate(stores)),
+        return_exceptions=True,
+    )
+    assert [type(one).__name__ for one in done].count("QueueFull") == 2
+    await stores[0].change_run(runs[0].id, RunChange("start", 1.0))
+    ends = await asyncio.gather(
+        *(store.change_run(runs[0].id, RunChange("complete", 2.0, 1)) for store in stores)
+    )
+    assert sum(end is not None for end in ends) == 1
+    for store in stores:
+        await store.aclose()
+
+
+async def test_who_watches_hears_of_other_processes(postgres_url: str) -> None:
+    """By a hint, soon; also after the connection that listens was lost."""
+    async with await opened(postgres_url) as here, await opened(postgres_url) as there:
+        await here.create_session(Session("s\0", "active"))
+        bell = Bell()
+        leave = here.watch("s\0", bell)
+
+        async def hears(n: int) -> None:
+            async with asyncio.timeout(20):
+                while True:  # the listeners may not be there yet
+                    bell.rings = 0
+                    await there.append("s\0", [event(f"{n}/{random.random()}")])
+                    try:
+                        return await bell.rung(0.5)
+                    except TimeoutError:
+                        pass
+
+        await hears(1)
+        async with other(postgres_url) as db:
+            gone = await db.fetch(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'"
+                " OR query LIKE 'SELECT pg_notify%'"
+            )
+        assert gone
+        await hears(2)
+        leave()
+
+
+# -- faults ------------------------------------------------------------------------------------------
+
+
+async def keep_writing(store: PostgresStore, name: str, until: asyncio.Event) -> dict[str, int | None]:
+    """Appends in four lanes, each going on whatever comes of it: the places, None where it was refused."""
+    places: dict[str, int | None] = {}
+
+    async def lane(number: int) -> None:
+        n = 0
+        while not until.is_set():
+            n += 1
+            id_ = f"{name}/{number}/{n}"
+            try:
+                places[id_] = await store.append("s", [event(id_)])
+            except StoreError:
+                places[id_] = None
+
+    await asyncio.gather(*map(lane, range(4)))
+    return places
+
+
+async def count_to(store: PostgresStore, more: int) -> None:
+    """Return when the log has *more* events than now."""
+    last = None
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                now = await store.get_latest_sequence("s")
+            except StoreError:
+                continue
+            last = now if last is None else last
+            if now >= last + more:
+                return
+            await asyncio.sleep(0.01)
+
+
+async def test_terminated_backends_lose_nothing(postgres_url: str) -> None:
+    """At any moment, also at a COMMIT: nobody notices, nothing is lost, nothing is logged twice."""
+    async with await opened(postgres_url) as store, other(postgres_url) as db:
+        await store.create_session(Session("s", "active"))
+        over = asyncio.Event()
+        writing = asyncio.create_task(keep_writing(store, "e", over))
+        for _ in range(40):
+            await db.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE application_name = 'interlock' AND pid <> pg_backend_pid()"
+            )
+            await count_to(store, random.randrange(1, 20))
+        over.set()
+        places = await writing
+        assert None not in places.values()
+        check_log(await store.get_events("s"), places)
+
+
+async def test_an_answer_to_commit_that_got_lost_is_found_out(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the connection breaks behind or before the COMMIT, the call gives what it would have given."""
+    breaks: list[str] = []
+    execute = asyncpg.Connection.execute
+
+    async def breaking(self: asyncpg.Connection, query: str, *values: Any, **options: Any) -> str:
+        if query == "COMMIT" and breaks:
+            if breaks.pop(0) == "behind":
+                await execute(self, query, *values, **options)
+            self.terminate()
+            raise ConnectionResetError("the wire was cut")
+        return await execute(self, query, *values, **options)
+
+    async with await opened(postgres_url) as store:
+        monkeypatch.setattr(asyncpg.Connection, "execute", breaking)
+        await store.create_session(Session("s", "active"))
+        for n, how in enumerate((["behind"], ["before"], ["before", "behind"], ["behind", "behind"])):
+            breaks[:] = how
+            assert await store.append("s", [event(f"{n}")]) == n + 1
+            breaks[:] = how
+            run, new = await store.submit_run(Run(f"r{n}", "s"))
+            assert (run.number, new) == (n + 1, True)
+            breaks[:] = how
+            changed = await store.change_run(f"r{n}", RunChange("start", 1.0))
+            assert changed is not None
+            assert changed.attempt == 1
+        assert breaks == []
+
+
+async def test_a_killed_server_loses_nothing_and_is_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGKILL for the postmaster, and a restart: what was acknowledged is there, and all goes on by itself."""
+    server = PostgresServer("fsync=on")
+    try:
+        server.start()
+        async with await opened(server.url) as store:
+            await store.create_session(Session("s", "active"))
+            over = asyncio.Event()
+            writing = asyncio.create_task(keep_writing(store, "e", over))
+            await count_to(store, 50)
+            server.kill()
+            await asyncio.to_thread(server.stop)
+            await asyncio.to_thread(server.start)
+            await count_to(store, 50)
+            monkeypatch.setattr("interlock.stores.postgres.writer.PATIENCE", 1.0)
+            server.stop("fast")
+            failing = asyncio.gather(*(store.set(f"{n}", "v") for n in range(300)), return_exceptions=True)
+            async with asyncio.timeout(30):
+                assert {type(one) for one in await failing} == {StoreError}
+                with pytest.raises(StoreError, match="the database cannot be reached"):
+                    await store.get("k")
+            await asyncio.to_thread(server.start)
+            await count_to(store, 20)
+            over.set()
+            check_log(await store.get_events("s"), await writing)
+    finally:
+        server.remove()
+
+
+async def test_a_full_house_is_waited_for(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No connection is left at the server: refused in so many words, and later it works again."""
+    monkeypatch.setattr("interlock.stores.postgres.writer.PATIENCE", 1.0)
+    async with other(postgres_url) as admin:
+        await admin.execute("DROP ROLE IF EXISTS crowd; CREATE ROLE crowd LOGIN CONNECTION LIMIT 4")
+        await admin.execute("GRANT CREATE ON DATABASE postgres TO crowd")
+        url = postgres_url.replace("postgres@", "crowd@")
+        async with await opened(url) as store:
+            assert await store.get("k") is None
+            guests = []
+            with pytest.raises(asyncpg.TooManyConnectionsError):
+                while True:
+                    guests.append(await asyncpg.connect(url))
+            await admin.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE usename = 'crowd' AND application_name = 'interlock'"
+            )
+            while True:  # take the places that became free
+                try:
+                    guests.append(await asyncpg.connect(url))
+                except asyncpg.TooManyConnectionsError:
+                    break
+            with pytest.raises(StoreError, match="too many connections"):
+                await store.set("k", "v")
+            for guest in guests:
+                await guest.close()
+            async with asyncio.timeout(20):
+                await store.set("k", "v")
+            assert await store.get("k") == "v"
+        await admin.execute("DROP OWNED BY crowd CASCADE")
+        await admin.execute("DROP ROLE crowd")
+
+
+async def test_a_lock_that_somebody_keeps_harms_its_session_only(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What needs the locked row is refused after a while; its neighbours in the same moment are stored."""
+    monkeypatch.setattr(link, "BEGIN", link.BEGIN.replace("lock_timeout = '5s'", "lock_timeout = '200ms'"))
+    monkeypatch.setattr("interlock.stores.postgres.writer.BEGIN", link.BEGIN)
+    async with await opened(postgres_url) as store, other(postgres_url) as db:
+        for name in "ab":
+            await store.create_session(Session(name, "active"))
+            await store.submit_run(Run(f"run-{name}", name))
+        tx = db.transaction()
+        await tx.start()
+        await db.execute("SELECT FROM interlock.sessions WHERE id = 'a' FOR UPDATE")
+        done = await asyncio.gather(
+            store.append("a", [event("1")]),
+            store.append("b", [event("1")]),
+            store.change_run("run-a", RunChange("start", 1.0)),
+            store.change_run("run-b", RunChange("start", 1.0)),
+            store.append("unknown", [event("1")]),
+            store.set("k", "v"),
+            return_exceptions=True,
+        )
+        assert [type(one).__name__ for one in done] == [
+            *("StoreError", "int", "StoreError", "Run", "SessionNotFound", "NoneType")
+        ]
+        assert "session 'a' is locked by somebody else" in str(done[0])
+        await tx.rollback()
+        assert await store.append("a", [event("1")]) == 1
+
+
+async def test_what_hangs_is_given_up(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that does not answer keeps its callers for a bounded time, and nobody's answer is another's."""
+    monkeypatch.setattr("interlock.stores.postgres.readers.TRANSACTION_SECONDS", 0.3)
+    monkeypatch.setattr("interlock.stores.postgres.writer.PATIENCE", 0.5)
+    async with await opened(postgres_url) as store:
+        await store.set("k", "v")
+        with pytest.raises(StoreError, match="it does not answer"):
+            await store._read(lambda db: db.fetchval("SELECT pg_sleep(30)"))
+        assert await store.get("k") == "v"
+        reads = [asyncio.create_task(store.get(key)) for key in ("k", "x", "k", "x")]
+        await asyncio.sleep(0)
+        reads[0].cancel()
+        reads[3].cancel()
+        assert (await asyncio.gather(*reads, return_exceptions=True))[1:3] == [None, "v"]
+
+
+async def test_an_odd_value_is_refused_alone(postgres_url: str) -> None:
+    """What PostgreSQL cannot keep is told to its caller; others of the same moment are stored."""
+    async with await opened(postgres_url) as store:
+        await store.create_session(Session("s", "active"))
+        calls = [
+            store.set("a", "1"),
+            store.set("\ud800", "x"),
+            store.append("s", [event("e", run_id="\1\0")]),
+            store.append("s", [NewEvent("late", "message_sent", "noon")]),  # type: ignore[arg-type]
+            store.submit_run(Run("r", "s", priority=2**70)),
+            store.set("b", "2"),
+        ]
+        done = await asyncio.gather(*calls, return_exceptions=True)
+        assert [isinstance(one, InterlockError) for one in done] == [False, True, False, True, True, False]
+        assert await store.items() == {"a": "1", "b": "2"}
+        assert [one.run_id for one in await store.get_events("s")] == ["\1\0"]
+
+
+async def test_two_prune_one_database(postgres_url: str) -> None:
+    """What is gone is counted by one of them."""
+    async with await opened(postgres_url) as one, await opened(postgres_url) as two:
+        for n in range(20):
+            await one.create_session(Session(f"{n}", "completed", created_at=1.0), [event("e")])
+        keep = Retention(completed_age=1.0, deleted_age=0.0)
+        pruned = await asyncio.gather(one.prune(keep, 9.0), two.prune(keep, 9.0))
+        again = await one.prune(keep, 9.0)
+        assert sum(round_.hidden_sessions for round_ in pruned) == 20
+        assert sum(round_.removed_sessions for round_ in (*pruned, again)) == 20
+        async with other(postgres_url) as db:
+            assert await db.fetchval("SELECT COUNT(*) FROM interlock.events") == 0
