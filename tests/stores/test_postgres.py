@@ -312,7 +312,8 @@ async def test_a_killed_server_loses_nothing_and_is_found_again(monkeypatch: pyt
             await asyncio.to_thread(server.start)
             await count_to(store, 20)
             over.set()
-            check_log(await store.get_events("s"), await writing)
+            places = await writing
+            check_log(await store.get_events("s"), places)
     finally:
         server.remove()
 
