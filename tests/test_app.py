@@ -167,14 +167,11 @@ async def test_a_server_that_is_not_there_shows_at_once(
 def test_what_comes_later_is_named(tmp_path: Path) -> None:
     """A configuration for engines that are not there yet is refused with what there is."""
     file = tmp_path / "interlock.toml"
-    for text, message in (
-        ('coordination = "redis://h:1"', 'allowed are "local" and "http://host:7411"'),
-        ('store = "postgresql://h/d"', 'allowed are "memory:" and "sqlite:///file.db"'),
-    ):
+    for text, message in (('coordination = "redis://h:1"', 'allowed are "local" and "http://host:7411"'),):
         file.write_text(text)
         with pytest.raises(ValidationError, match=message):
             check_supported(ConfigFile(file, lambda config: config).read())
-    assert load_config(file).store.startswith("postgresql")
+    assert load_config(file).coordination.startswith("redis")
 
 
 async def test_a_server_shows_its_pools(whole: Path, tmp_path: Path) -> None:

@@ -126,9 +126,14 @@ async def test_other_urls_are_refused(url: str) -> None:
     assert "secret" not in str(caught.value)
 
 
-async def test_postgresql_is_known_but_not_there_yet() -> None:
-    """A URL of the future is told apart from a slip."""
-    with pytest.raises(ValidationError, match="comes with a later version") as caught:
+async def test_postgresql_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it, one sentence says what to type."""
+    for name in [name for name in sys.modules if name.startswith("interlock.stores.postgres")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "asyncpg", None)
+    with pytest.raises(
+        ValidationError, match=r"needs the extra: pip install 'interlock\[postgres\]'"
+    ) as caught:
         await open_store("postgresql://u:secret@h/db")
     assert "secret" not in str(caught.value)
 

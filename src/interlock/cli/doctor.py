@@ -21,6 +21,7 @@ from interlock import __version__
 from interlock.cli.client import NoAnswer, fetch
 from interlock.cli.output import Json, console, plain
 from interlock.cli.surroundings import chosen, configuration, environment, reachable
+from interlock.config import shown_url
 from interlock.core.findings import Finding
 from interlock.errors import InterlockError, StoreError
 from interlock.stores.expected import Expected
@@ -155,8 +156,10 @@ def _number(value: object) -> int | None:
 
 async def _store(config: Config, server: _Server) -> list[Finding]:
     """What the configuration's store says, unless the *server* has it open, which has said so already."""
-    match = re.fullmatch(r"sqlite:///(.+)", config.store)
+    match, url = re.fullmatch(r"sqlite:///(.+)", config.store), shown_url(config.store)
     if config.coordination != "local" or match is None:
+        if config.coordination == "local" and config.store != "memory:":
+            return [] if server.pid else [Finding("ok", "store", "not asked: no server runs here", url)]
         kept = "at the server" if config.coordination != "local" else "in memory"
         return [] if server.pid else [Finding("ok", "store", f"it is {kept}: nothing is kept here")]
     expected = Expected(tuple(config.agents), config.retention.max_events_per_session)

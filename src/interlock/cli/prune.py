@@ -40,8 +40,8 @@ def prune(*, config: Path | None = None, as_json: Json = False) -> int:
         print(json.dumps({_camel(name): number for name, number in asdict(pruned).items()}))
         return 0
     print(
-        f"{shown_url(store_url)}: {pruned.hidden_sessions} sessions hidden, {pruned.removed_sessions} removed, "
-        f"{pruned.removed_events} events removed"
+        f"{shown_url(store_url)}: {pruned.hidden_sessions} sessions hidden, "
+        f"{pruned.removed_sessions} removed, {pruned.removed_events} events removed"
     )
     return 0
 

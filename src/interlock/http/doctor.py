@@ -13,7 +13,7 @@ from starlette.routing import Route
 from interlock import __version__
 from interlock.core.examine import examine
 from interlock.core.findings import Finding
-from interlock.errors import Unavailable
+from interlock.errors import StoreError, Unavailable
 from interlock.http.problems import answering, json
 from interlock.stores.expected import Expected
 from interlock.stores.memory import MemoryStore
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
     from interlock.ledger import Ledger
+    from interlock.ports import Settings
     from interlock.provider.gate import ProviderGate
     from interlock.stores.postgres import PostgresStore
     from interlock.stores.sqlite import SQLiteStore
@@ -80,8 +81,9 @@ class Doctor:
         store = self._store
         if store is None or isinstance(store, MemoryStore):
             return [Finding("ok", "store", "in memory: it ends with the server")]
-        if not hasattr(store, "path"):
-            return await store.examine(self._expected)
+        path: Path | None = getattr(store, "path", None)
+        if path is None:
+            return [await _answers(store)]
         from interlock.stores.sqlite.examine import examine_file  # it needs fcntl
 
         clock = self._gate.clock
@@ -89,10 +91,19 @@ class Doctor:
         over = False
         try:
             return await asyncio.to_thread(
-                examine_file, store.path, self._expected, lambda: over or clock.now() > until
+                examine_file, path, self._expected, lambda: over or clock.now() > until
             )
         finally:
             over = True  # whoever asked has gone: the thread need not read on
+
+
+async def _answers(store: Settings) -> Finding:
+    """Whether the database does; what is in it is not looked through."""
+    try:
+        await store.get("doctor")
+    except StoreError as error:
+        return Finding("error", "store", "the database does not answer", error.message, "psql, with its URL")
+    return Finding("ok", "store", "the database answers", getattr(store, "where", ""))
 
 
 def doctor_routes(doctor: Doctor) -> list[Route]:
