@@ -26,10 +26,11 @@ from interlock.provider.policy import ProviderPolicy
 from interlock.provider.usage import usage_source
 from interlock.session.retention import Pruner
 from interlock.session.sessions import Sessions
+from interlock.session.worker import LEASE
 from interlock.stores import open_store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from interlock.config import AgentConfig, PoolConfig, ProviderConfig
@@ -44,7 +45,7 @@ class Interlock:
 
     All parts are over one ``admission``, and so are their numbers. Where the configuration names a server as
     its ``coordination``, that is the server's: it keeps the limits, the providers and what is remembered of
-    both; ``limits`` and ``ledger`` are None then, and the store is this process's memory.
+    both; ``limits`` and ``ledger`` are None then, and the store is this process's memory, or PostgreSQL.
     """
 
     admission: LocalAdmission | RemoteAdmission
@@ -57,8 +58,13 @@ class Interlock:
     sessions: Sessions
     store: MemoryStore | SQLiteStore | PostgresStore
 
-    def __init__(self, config: Config) -> None:
+    def __init__(
+        self, config: Config, *, agents: Mapping[str, Any] | None = None, lease: float = LEASE
+    ) -> None:
+        """*agents* of sessions beside the configured ones; *lease* in seconds, of a worker's sessions."""
         self.config = config
+        self.lease = lease
+        self._agents = agents or {}
 
     @classmethod
     def open(cls, path: str | Path | None = None) -> Interlock:
@@ -72,10 +78,11 @@ class Interlock:
         config = self.config
         check_supported(config)
         here = config.coordination == "local"
-        agents = _session_agents(config)
+        agents = _session_agents(config) | dict(self._agents)
         factories = {name: _agent_factory(config, pool) for name, pool in config.pools.items()}
         async with AsyncExitStack() as opened:
-            self.store = await open_store(config.store if here else "memory:")
+            shared = config.store.startswith(("postgres://", "postgresql://"))
+            self.store = await open_store(config.store if here or shared else "memory:")
             opened.push_async_callback(self.store.aclose)
             if here:
                 await self._open_here(config, opened)
@@ -102,8 +109,11 @@ class Interlock:
                 limiter=self.limiter,
                 governor=self.governor,
                 gate=self.gate,
+                lease=self.lease,
             )
             opened.push_async_callback(self.sessions.aclose)
+            if self.sessions.worker is not None:
+                await self.sessions.recover()
             pruner = Pruner(self.store, retention_of(config), every=config.retention.every, clock=clock)
             pruner.start()
             opened.push_async_callback(pruner.aclose)

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
     from interlock.core.runs import RunStatus, SessionStatus, SessionVerb
     from interlock.core.sessions import Event, NewEvent, Pruned, Retention, Run, RunChange, Session
+    from interlock.core.workers import Answer, Held, Wish, Worker
 
 
 class TimerHandle(Protocol):
@@ -246,3 +247,51 @@ class Store(Settings, Protocol):
         ...
 
     async def aclose(self) -> None: ...
+
+
+@runtime_checkable
+class SharedStore(Store, Protocol):
+    """A store that several processes use at once: each session is held by one worker at a time.
+
+    Who is alive is decided by the store's clock. A run of a session that was ever held is started only by its
+    present holder: for others, `change_run` finds it not to be as they demand.
+    """
+
+    async def hold(self, worker: Worker, lease: float, *, most: int) -> Mapping[str, Held] | None:
+        """Renew the lease of *worker* for so many seconds, and have it hold what needs a holder.
+
+        *most* is how many sessions more, of its agents, with unfinished runs. All that it holds, by id; None
+        where its lease had run out: it holds nothing, and needs another id.
+        """
+        ...
+
+    async def let_go(self, worker_id: str, session_ids: Collection[str] | None = None) -> None:
+        """Hold these sessions no more; without them, none, and be a worker no more."""
+        ...
+
+    async def workers(self) -> list[Worker]:
+        """Who works, by when they started; those who died are there for some minutes."""
+        ...
+
+    async def wish(self, wish: Wish) -> int:
+        """Have the worker that holds the session do this; its key. Raises `SessionNotFound`."""
+        ...
+
+    async def wishes(self, session_id: str) -> list[Wish]:
+        """What was wished and nobody has answered, in that order."""
+        ...
+
+    async def answer(self, key: int, answer: Answer, session_id: str) -> None:
+        """Say what became of a wish."""
+        ...
+
+    async def answered(self, key: int) -> Answer | None:
+        """What became of a wish; None as long as nobody has said."""
+        ...
+
+    def watch_work(self, callback: Callable[[str | None], None]) -> Callable[[], None]:
+        """Have *callback* called with the session for whose holder there is something to do.
+
+        None where it may be any. A hint, as those of `watch`; what ends it.
+        """
+        ...

@@ -50,6 +50,7 @@ TABLE: Final[Mapping[str, str]] = {
     "GET /sessions/{id}/runs": "read",
     "GET /runs/{id}": "read",
     "GET /runs/{id}/wait": "read",
+    "GET /workers": "read",
     # -- the operator
     "PUT /limits/{name:path}": "admin",
     "PUT /concurrency/limits/{id:path}": "admin",

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from interlock.http.permits.desk import PermitDesk
     from interlock.session.server import SessionServer
     from interlock.session.sessions import Sessions
+    from interlock.session.shared import ServedSession
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ def session_routes(sessions: Sessions | None, desk: PermitDesk, ready: Callable[
         ("/runs/{id}/interrupt", "POST", routes.interrupt),
         ("/runs/{id}/pause", "POST", routes.pause),
         ("/runs/{id}/resume", "POST", routes.resume),
+        ("/workers", "GET", routes.workers),
     ]
     return [Route(path, answering(handler), methods=[method]) for path, method, handler in paths]
 
@@ -99,8 +101,8 @@ class _Routes:
         sessions = self._taking()
         asked = await read_body(request, words.NewSession, words.MOST_BYTES)
         asked.check()
-        if asked.agent not in sessions.agents:
-            known = ", ".join(sorted(sessions.agents)) or "none"
+        if asked.agent not in (names := await sessions.agent_names()):
+            known = ", ".join(sorted(names)) or "none"
             raise ValidationError(f"agent is {asked.agent[:80]!r}; configured are: {known}")
         there = None
         if asked.id is not None:
@@ -170,13 +172,15 @@ class _Routes:
         server = self._sessions.running.get(session_id)
         return None if server is None or server.closed else server
 
-    async def _server(self, session_id: str) -> SessionServer:
+    async def _server(self, session_id: str) -> ServedSession:
         """The session's server, started if need be.
 
         Raises `SessionNotFound`, `InvalidStatus` for a session that has ended, and `InvalidOperation` for one
         whose agent is not configured any more.
         """
         sessions = self._sessions
+        if sessions.shared:  # whoever holds it, what is submitted elsewhere comes before ours
+            return await sessions.get(session_id)
         if (server := self._served(session_id)) is not None:
             return server
         session = await sessions.store.get_session(session_id)
@@ -196,6 +200,10 @@ class _Routes:
             "queuedRuns": status.queued_runs,
             "subscribers": status.subscribers,
         }
+
+    async def workers(self, request: Request) -> Response:
+        """Who serves the sessions; none where this server alone does."""
+        return json({"workers": [words.worker_said(one) for one in await self._sessions.workers()]})
 
     # -- runs
 
@@ -273,7 +281,7 @@ class _Routes:
         return await self._change(request, lambda server: server.resume_run)
 
     async def _change(
-        self, request: Request, verb: Callable[[SessionServer], Callable[[str], Awaitable[None]]]
+        self, request: Request, verb: Callable[[ServedSession], Callable[[str], Awaitable[None]]]
     ) -> Response:
         """Do *verb* to a run in flight; 409 for any other."""
         run = await self._run(request)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from interlock.core.sessions import Run, Session
+    from interlock.core.workers import Worker
     from interlock.session.readings import Blocking
 
 MOST_BYTES: Final = 1 << 20
@@ -183,6 +184,20 @@ def _check_depth(name: str, value: dict[str, Any]) -> None:
 
 
 # -- answers -------------------------------------------------------------------------------------------------
+
+
+def worker_said(worker: Worker) -> dict[str, Any]:
+    """*worker* as the API shows it."""
+    return {
+        "id": worker.id,
+        "host": worker.host,
+        "pid": worker.pid,
+        "agents": worker.agents,
+        "state": ("draining" if worker.draining else "working") if worker.alive else "dead",
+        "sessions": worker.sessions,
+        "startedAt": ms(worker.started_at),
+        "seenAt": ms(worker.seen_at),
+    }
 
 
 def session_said(session: Session) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from interlock.stores.postgres.text import given
 from interlock.stores.rows import changed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from interlock.core.runs import RunStatus, SessionVerb
     from interlock.stores.rows import ChangeRow, EventRow, RunRow, SessionRow
@@ -53,12 +53,16 @@ class Needs:
 class KeptSession:
     """A session under its lock."""
 
-    __slots__ = ("hidden", "key", "places", "row", "runs", "touched", "unfinished", "visible")
+    __slots__ = ("fence", "hidden", "key", "places", "row", "runs", "touched", "unfinished", "visible")
 
-    def __init__(self, key: int, row: SessionRow, runs: int, *, hidden: bool, visible: bool) -> None:
+    def __init__(
+        self, key: int, row: SessionRow, runs: int, fence: int, *, hidden: bool, visible: bool
+    ) -> None:
         self.key = key
         self.row = row
         self.runs = runs
+        self.fence = fence
+        """How often it was taken by a worker."""
         self.hidden = hidden
         self.visible = visible
         """Whether it was there before the group, or the change that makes it has been decided."""
@@ -149,6 +153,8 @@ class Change(Protocol):
 
     session_id: str | None
     """Whose watchers are told, as far as it is known before."""
+    is_work: bool
+    """Whether the session's holder should look."""
 
     def name(self, needs: Needs) -> None:
         """Add what has to be read."""
@@ -161,6 +167,8 @@ class Change(Protocol):
 
 class CreateSession:
     """Write a session with its first events, where its id is not known; the row that is there."""
+
+    is_work = False
 
     def __init__(self, row: SessionRow, events: Sequence[EventRow]) -> None:
         self.session_id: str | None = row.id
@@ -184,6 +192,8 @@ class CreateSession:
 
 class ChangeSession:
     """Move a session's status by compare-and-set."""
+
+    is_work = False
 
     def __init__(self, session_id: str, verb: SessionVerb, at: float, events: Sequence[EventRow]) -> None:
         self.session_id: str | None = session_id
@@ -210,6 +220,8 @@ class ChangeSession:
 
 class SubmitRun:
     """Write a run behind all others of its session, unless it is known by its key or id."""
+
+    is_work = False
 
     def __init__(self, row: RunRow, events: Sequence[EventRow], room: int | None) -> None:
         self.session_id: str | None = row.session_id
@@ -244,6 +256,7 @@ class SubmitRun:
             raise QueueFull(
                 f"session {shown!r} has {session.unfinished} runs of {self._room}", room=self._room
             )
+        self.is_work = True
         session.runs += 1
         session.touched = True
         row = row._replace(number=session.runs)
@@ -258,11 +271,15 @@ class ChangeRun:
     """Change a run by compare-and-set."""
 
     session_id: str | None = None
+    is_work = False
 
-    def __init__(self, run_id: str, done: ChangeRow, events: Sequence[EventRow]) -> None:
+    def __init__(
+        self, run_id: str, done: ChangeRow, events: Sequence[EventRow], fences: Mapping[str, int]
+    ) -> None:
         self._id = run_id
         self._done = done
         self._events = events
+        self._fences = fences
 
     def name(self, needs: Needs) -> None:
         needs.runs.add(self._id)
@@ -273,7 +290,10 @@ class ChangeRun:
         if row is None:
             return None
         session = kept.session(row.session_id)
+        if self._done.change.verb == "start" and self._fences.get(row.session_id, 0) != session.fence:
+            return None  # another holds the session now, and starts what is to be started
         self.session_id = row.session_id
+        self.is_work = self._done.change.verb == "cancel" and row.started_at is None
         kept.put(session, row)
         kept.log(session, self._events, self._done.change.at)
         return row
@@ -281,6 +301,8 @@ class ChangeRun:
 
 class Append:
     """Log events; with *run_id*, only while that run is in flight in that *attempt*."""
+
+    is_work = False
 
     def __init__(
         self, session_id: str, events: Sequence[EventRow], run_id: str | None, attempt: int | None
@@ -308,6 +330,7 @@ class Setting:
     """Write *value* under *key*, or nothing."""
 
     session_id: str | None = None
+    is_work = False
 
     def __init__(self, key: str, value: str | None) -> None:
         self._key = key

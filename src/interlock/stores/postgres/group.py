@@ -30,7 +30,7 @@ ON CONFLICT (id) DO NOTHING RETURNING id
 _LOCK = """
 SELECT key, id, status, agent_id, max_concurrent_runs, max_queued_runs, collision,
   CASE WHEN $3 THEN metadata ELSE '{{}}' END, CASE WHEN $3 THEN tags ELSE '[]' END, created_at, updated_at,
-  last_sequence, runs, hidden_at IS NOT NULL
+  last_sequence, runs, fence, hidden_at IS NOT NULL
 FROM interlock.sessions
 WHERE key IN (
   SELECT key FROM interlock.sessions WHERE id = ANY($1::text[])
@@ -154,9 +154,11 @@ async def _lock(db: asyncpg.Connection, needs: Needs, kept: Kept, new: set[str],
     if not sessions and not runs:
         return
     lock = _LOCK.format("SKIP LOCKED" if past_locks else "")
-    for key, *values, runs_count, hidden in await db.fetch(lock, sessions, runs, needs.whole):
+    for key, *values, runs_count, fence, hidden in await db.fetch(lock, sessions, runs, needs.whole):
         row = SessionRow._make(values)
-        kept.sessions[row.id] = KeptSession(key, row, runs_count, hidden=hidden, visible=row.id not in new)
+        kept.sessions[row.id] = KeptSession(
+            key, row, runs_count, fence, hidden=hidden, visible=row.id not in new
+        )
     if past_locks:
         for session_id, run_id in await db.fetch(_HOMES, sessions, runs):
             if session_id not in kept.sessions:

@@ -56,7 +56,9 @@ class Hints:
 
     def __init__(self) -> None:
         self._watches: dict[str, set[_Watch]] = {}
+        self._workers: list[Callable[[str | None], None]] = []
         self._unsent: set[str] = set()
+        self._unsent_work: set[str] = set()
         self._woken: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -74,17 +76,28 @@ class Hints:
 
         return unwatch
 
-    def tell(self, session_ids: Iterable[str]) -> None:
-        """Something of these sessions was committed here, or may have been."""
-        ids = set(session_ids)
-        self._hint(ids)
-        if self._task is not None:
+    def watch_work(self, callback: Callable[[str | None], None]) -> Callable[[], None]:
+        """Call *callback* where the holder of a session has to look, None where of any; what ends that."""
+        self._workers.append(callback)
+
+        def unwatch() -> None:
+            if callback in self._workers:
+                self._workers.remove(callback)
+
+        return unwatch
+
+    def tell(self, session_ids: Iterable[str], work: Iterable[str] = ()) -> None:
+        """Something of these sessions was committed here, or may have been; some are *work* for holders."""
+        ids, works = set(session_ids), set(work)
+        self._hint(ids, works)
+        if self._task is not None and (ids or works):
             self._unsent |= ids
+            self._unsent_work |= works
             self._wake()
 
     def tell_all(self) -> None:
         """Whoever watches should look for himself."""
-        self._hint(list(self._watches))
+        self._hint(list(self._watches), (None,))
 
     # -- other processes
 
@@ -128,13 +141,13 @@ class Hints:
     async def _send(self, link: Link) -> None:
         """Send what is gathered, until the link is lost."""
         while not link.closed:
-            if not self._unsent:
+            if not self._unsent and not self._unsent_work:
                 self._woken = asyncio.get_running_loop().create_future()
                 await self._woken
                 continue
             await asyncio.sleep(COALESCED)
-            ids, self._unsent = self._unsent, set()
-            payload = msgspec.json.encode(sorted(ids))
+            payload = msgspec.json.encode((self._unsent, self._unsent_work))
+            self._unsent, self._unsent_work = set(), set()
             said = payload.decode() if len(payload) <= _MOST_BYTES else ""
             async with asyncio.timeout(_SEND_SECONDS):
                 await link.db.fetchval("SELECT pg_notify($1, $2)", _CHANNEL, said)
@@ -143,15 +156,17 @@ class Hints:
         if pid == db.get_server_pid():
             return  # our own
         with suppress(msgspec.DecodeError):
-            ids = msgspec.json.decode(str(payload), type=list[str])
-            self._hint(ids)
+            self._hint(*msgspec.json.decode(str(payload), type=tuple[list[str], list[str]]))
             return
         self.tell_all()
 
-    def _hint(self, session_ids: Iterable[str]) -> None:
+    def _hint(self, session_ids: Iterable[str], work: Iterable[str | None]) -> None:
         for session_id in session_ids:
             for watch in self._watches.get(session_id, ()):
                 watch.hint()
+        for which in work:
+            for callback in self._workers:
+                callback(which)
 
     def _wake(self) -> None:
         if self._woken is not None and not self._woken.done():

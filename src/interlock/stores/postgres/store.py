@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from interlock.core.sessions import Pruned
-from interlock.stores.postgres import reading
+from interlock.stores.postgres import leases, reading
 from interlock.stores.postgres import retention as keeping
 from interlock.stores.postgres.changes import (
     Append,
@@ -43,12 +43,13 @@ from interlock.stores.rows import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
     import asyncpg
 
     from interlock.core.runs import RunStatus, SessionStatus, SessionVerb
     from interlock.core.sessions import Event, NewEvent, Retention, Run, RunChange, Session
+    from interlock.core.workers import Answer, Held, Wish, Worker
     from interlock.stores.rows import EventRow
 
 T = TypeVar("T")
@@ -69,6 +70,8 @@ class PostgresStore:
         self._hints = hints
         self._writer = writer
         self._readers = readers
+        self._fences: Mapping[str, int] = {}
+        """Of the sessions that this process holds, by their ids as they are kept."""
 
     @classmethod
     async def open(cls, url: str) -> Self:
@@ -150,7 +153,9 @@ class PostgresStore:
 
     async def change_run(self, run_id: str, change: RunChange, events: Sequence[NewEvent] = ()) -> Run | None:
         """Change the run by compare-and-set."""
-        row = await self._writer.submit(ChangeRun(kept(run_id), change_row(change), _kept_events(events)))
+        row = await self._writer.submit(
+            ChangeRun(kept(run_id), change_row(change), _kept_events(events), self._fences)
+        )
         return None if row is None else run_of(given_run(row))
 
     async def append(
@@ -237,6 +242,50 @@ class PostgresStore:
         """
         return self._hints.watch(kept(session_id), callback)
 
+    # -- sharing -----------------------------------------------------------------------------------
+
+    async def hold(self, worker: Worker, lease: float, *, most: int) -> Mapping[str, Held] | None:
+        """Renew the lease of *worker*, and claim at most *most* sessions more; all that it holds."""
+        found = await self._transact(partial(leases.hold, worker=worker, lease=lease, most=most))
+        self._fences = {id_: held.fence for id_, held in (found or {}).items()}
+        return None if found is None else {given(id_): held for id_, held in found.items()}
+
+    async def let_go(self, worker_id: str, session_ids: Collection[str] | None = None) -> None:
+        """Hold these sessions no more; without them, none, and be a worker no more."""
+        await self._transact(partial(leases.let_go, worker_id=worker_id, session_ids=session_ids))
+        gone = set(self._fences if session_ids is None else map(kept, session_ids))
+        self._fences = {id_: fence for id_, fence in self._fences.items() if id_ not in gone}
+        self._hints.tell((), work=gone)  # others may have them now
+
+    async def workers(self) -> list[Worker]:
+        """Who works; those who died are there for some minutes."""
+        return await self._read(leases.workers)
+
+    async def wish(self, wish: Wish) -> int:
+        """Have the worker that holds the session do this; raises `SessionNotFound`."""
+        key = await self._transact(partial(leases.wish, wished=wish))
+        self._hints.tell((), work=(kept(wish.session_id),))
+        return key
+
+    async def wishes(self, session_id: str) -> list[Wish]:
+        """What was wished and nobody has answered, in that order."""
+        return await self._read(partial(leases.wishes, session_id=session_id))
+
+    async def answer(self, key: int, answer: Answer, session_id: str) -> None:
+        """Say what became of a wish of this session."""
+        await self._transact(partial(leases.answer, key=key, answered=answer))
+        self._hints.tell((kept(session_id),))
+
+    async def answered(self, key: int) -> Answer | None:
+        """What became of a wish; None as long as nobody has said."""
+        return await self._read(partial(leases.answered, key=key))
+
+    def watch_work(self, callback: Callable[[str | None], None]) -> Callable[[], None]:
+        """Have *callback* called with the session whose holder has something to do; what ends that."""
+        return self._hints.watch_work(
+            lambda session_id: callback(None if session_id is None else given(session_id))
+        )
+
     # -- retention and end -------------------------------------------------------------------------
 
     async def prune(self, retention: Retention, now: float) -> Pruned:
@@ -250,6 +299,7 @@ class PostgresStore:
             while gone := await self._transact(partial(keeping.thin_out, key=key, retention=retention)):
                 events += gone
         await self._transact(keeping.forget_writers)
+        await self._transact(leases.forget)
         return Pruned(len(hidden), removed, events)
 
     async def aclose(self) -> None:

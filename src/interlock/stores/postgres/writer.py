@@ -165,8 +165,10 @@ class Writer:
             if not alone:
                 log.exception("a transaction failed, and nobody knows why")
             return
+        changes = [job.change for job in group if job.change is not None and job.change.session_id]
         self._hints.tell(
-            {job.change.session_id for job in group if job.change is not None and job.change.session_id}
+            {change.session_id or "" for change in changes},
+            work={change.session_id or "" for change in changes if change.is_work},
         )
         for job, outcome in zip(group, outcomes, strict=True):
             job.settle(outcome)
