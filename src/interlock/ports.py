@@ -253,8 +253,9 @@ class Store(Settings, Protocol):
 class SharedStore(Store, Protocol):
     """A store that several processes use at once: each session is held by one worker at a time.
 
-    Who is alive is decided by the store's clock. A run of a session that was ever held is started only by its
-    present holder: for others, `change_run` finds it not to be as they demand.
+    Who is alive is decided by the store's clock. Of a session that was ever held, only the present holder
+    changes runs and logs their events: for others, `change_run` finds a run not to be as they demand, unless
+    they cancel one that waits, and `append` raises `StaleFence`.
     """
 
     async def hold(self, worker: Worker, lease: float, *, most: int) -> Mapping[str, Held] | None:

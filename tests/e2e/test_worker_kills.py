@@ -1,7 +1,7 @@
 """Workers and control planes that share a PostgreSQL, killed under load: order, slots and logs stay right.
 
-Clients talk to any control plane; a program that shares no code with Interlock compares what they were told with
-what is stored in the end (`session_checker`). A run prints its seed; ``SEED=…`` repeats its moments.
+Clients talk to any control plane; a program that shares no code with Interlock compares what they were told
+with what is stored in the end (`session_checker`). A run prints its seed; ``SEED=…`` repeats its moments.
 """
 
 from __future__ import annotations
@@ -81,6 +81,10 @@ class Crew:
         """Kill it; where the logs of its sessions ended is written down. How many those were."""
         worker.kill()
         await worker.wait()
+        return await self.gone(worker)
+
+    async def gone(self, worker: Process) -> int:
+        """Write down where the logs of the sessions ended that this one held, which does nothing now."""
         await asyncio.sleep(0.3)  # what it had sent to the database is done; its lease runs much longer
         found = await self.rows(
             "SELECT sessions.id, last_sequence FROM interlock.sessions JOIN interlock.workers"
@@ -142,7 +146,9 @@ async def killed_at_random(directory: Path, database: str, dice: Random, kills: 
                 victim = workers.pop(dice.randrange(len(workers)))
                 taken += await processes.kill(victim)
                 workers.append(await processes.worker())
-                if dice.random() < 0.5:  # the next dies before or after the sessions of this one are taken over
+                if (
+                    dice.random() < 0.5
+                ):  # the next dies before or after the sessions of this one are taken over
                     await asyncio.sleep(dice.uniform(0, 3))
             await load.finish(60)
             said = await processes.judged(dice.choice(urls))
@@ -157,6 +163,36 @@ async def killed_at_random(directory: Path, database: str, dice: Random, kills: 
 async def test_killed_workers_leave_nothing_undone(tmp_path: Path, postgres_url: str, dice: Random) -> None:
     """Each time one of two is killed, its runs end interrupted or run again, and others take its sessions."""
     print(await killed_at_random(tmp_path, postgres_url, dice, kills=3))
+
+
+async def test_a_frozen_worker_wakes_to_find_its_sessions_taken(
+    tmp_path: Path, postgres_url: str, dice: Random
+) -> None:
+    """Stopped for longer than its lease, it writes nothing late, and goes on as a worker without sessions."""
+    async with crew(tmp_path, postgres_url) as processes:
+        frozen = await processes.worker()
+        url = await processes.control()
+        async with Load(url, processes.histories, dice) as load:
+            await asyncio.sleep(1)
+            frozen.send_signal(signal.SIGSTOP)
+            assert await processes.gone(frozen) == len(load.names)
+            other = await processes.worker()
+
+            async def taken() -> bool:
+                holders = await processes.rows(
+                    "SELECT pid FROM interlock.sessions LEFT JOIN interlock.workers ON workers.id = held_by"
+                )
+                return {holder["pid"] for holder in holders} == {other.pid}
+
+            await until(taken, "another has its sessions", within=30)
+            frozen.send_signal(signal.SIGCONT)
+            await asyncio.sleep(1)
+            await load.finish(60)
+            print(await processes.judged(url))
+        for worker in (frozen, other):
+            worker.terminate()
+            assert await worker.wait() == 0
+        assert "lost its lease" in processes.stderr()
 
 
 @pytest.mark.deep

@@ -71,6 +71,10 @@ class KeptSession:
         self.places: dict[str, int] = {}
         """Sequence numbers of events, as far as they are known."""
 
+    def is_ours(self, fences: Mapping[str, int]) -> bool:
+        """Whether no worker ever took it, or the last who did is this process, which has these *fences*."""
+        return self.fence == fences.get(self.row.id, 0)
+
 
 class Kept:
     """What is in the database, as far as a group needs it, and what it has decided to write."""
@@ -286,14 +290,16 @@ class ChangeRun:
         needs.events_of_runs.update((self._id, event.id) for event in self._events)
 
     def decide(self, kept: Kept) -> RunRow | None:
-        row = changed(kept.run(self._id), self._done)
+        before = kept.run(self._id)
+        row = changed(before, self._done)
         if row is None:
             return None
         session = kept.session(row.session_id)
-        if self._done.change.verb == "start" and self._fences.get(row.session_id, 0) != session.fence:
-            return None  # another holds the session now, and starts what is to be started
+        waited = self._done.change.verb == "cancel" and before.status == "pending"
+        if not waited and not session.is_ours(self._fences):
+            return None  # another holds the session now, and does all but cancel what waits
         self.session_id = row.session_id
-        self.is_work = self._done.change.verb == "cancel" and row.started_at is None
+        self.is_work = waited
         kept.put(session, row)
         kept.log(session, self._events, self._done.change.at)
         return row
@@ -305,10 +311,16 @@ class Append:
     is_work = False
 
     def __init__(
-        self, session_id: str, events: Sequence[EventRow], run_id: str | None, attempt: int | None
+        self,
+        session_id: str,
+        events: Sequence[EventRow],
+        run_id: str | None,
+        attempt: int | None,
+        fences: Mapping[str, int],
     ) -> None:
         self.session_id: str | None = session_id
         self._id = session_id
+        self._fences = fences
         self._events = events
         self._run_id = run_id
         self._attempt = attempt
@@ -323,6 +335,9 @@ class Append:
         session = kept.session(self._id)
         if self._run_id is not None:
             kept.check_attempt(self._id, self._run_id, self._attempt)
+            if not session.is_ours(self._fences):
+                shown = given(self._run_id)
+                raise StaleFence(f"another process has taken over the session of run {shown!r}", run=shown)
         return kept.log(session, self._events)
 
 

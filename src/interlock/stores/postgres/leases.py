@@ -2,7 +2,7 @@
 
 A lease is the worker's, not the session's: one row is renewed, however many sessions it holds. A session is
 free where its holder's lease has run out; whoever takes it over counts its fence up, and from then on the
-last holder can start nothing more. What it had started is fenced by the runs' own attempts.
+last holder can write nothing more of its runs.
 """
 
 from __future__ import annotations
@@ -25,15 +25,20 @@ ON CONFLICT (id) DO UPDATE SET agents = excluded.agents, draining = excluded.dra
   seen_at = excluded.seen_at, lease_until = excluded.lease_until
 WHERE workers.lease_until > clock_timestamp() RETURNING id
 """
-# The sessions that have work and no holder who lives. Two who look at once lock different ones.
+# The sessions that have work and no holder who lives. Two who look at once lock different ones; and who locks
+# one that was taken since he looked finds another fence, whatever of its new holder he has seen.
 _CLAIM: Final = """
-WITH free AS (
-  SELECT key FROM interlock.sessions
+WITH seen AS MATERIALIZED (
+  SELECT key, fence FROM interlock.sessions
   WHERE key IN (SELECT session FROM interlock.runs WHERE status IN ('pending', 'running', 'paused'))
     AND agent_id = ANY($2::text[]) AND hidden_at IS NULL
     AND NOT EXISTS (
       SELECT FROM interlock.workers WHERE id = held_by AND (id = $1 OR lease_until > clock_timestamp()))
-  ORDER BY key LIMIT $3 FOR NO KEY UPDATE SKIP LOCKED)
+  ORDER BY key LIMIT 10 * $3),
+free AS (
+  SELECT sessions.key FROM interlock.sessions
+  JOIN seen ON seen.key = sessions.key AND seen.fence = sessions.fence
+  ORDER BY sessions.key LIMIT $3 FOR NO KEY UPDATE OF sessions SKIP LOCKED)
 UPDATE interlock.sessions SET held_by = $1, fence = fence + 1 FROM free WHERE sessions.key = free.key
 """
 _HELD: Final = """

@@ -28,7 +28,7 @@ OLDEST: Final = 13
 _TIMES: Final = (
     f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s';"
     f" SET LOCAL statement_timeout = '{STATEMENT_SECONDS}s';"
-    " SET LOCAL idle_in_transaction_session_timeout = '10s'"
+    " SET LOCAL idle_in_transaction_session_timeout = '5s'"
 )
 BEGIN: Final = f"BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; {_TIMES}"
 BEGIN_READING: Final = f"BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; {_TIMES}"

@@ -70,6 +70,8 @@ class PostgresStore:
         self._hints = hints
         self._writer = writer
         self._readers = readers
+        self._renewals: Writer | None = None
+        """Renews a worker's lease over a connection of its own, so that no long transaction delays it."""
         self._fences: Mapping[str, int] = {}
         """Of the sessions that this process holds, by their ids as they are kept."""
 
@@ -167,7 +169,7 @@ class PostgresStore:
         attempt: int | None = None,
     ) -> int:
         """Log *events*; the number of the last, or of the session's last where there are none."""
-        change = Append(kept(session_id), _kept_events(events), kept(run_id), attempt)
+        change = Append(kept(session_id), _kept_events(events), kept(run_id), attempt, self._fences)
         last: int = await self._writer.submit(change)
         return last
 
@@ -246,7 +248,9 @@ class PostgresStore:
 
     async def hold(self, worker: Worker, lease: float, *, most: int) -> Mapping[str, Held] | None:
         """Renew the lease of *worker*, and claim at most *most* sessions more; all that it holds."""
-        found = await self._transact(partial(leases.hold, worker=worker, lease=lease, most=most))
+        if self._renewals is None:
+            self._renewals = Writer(self._line, self._hints)
+        found = await self._renewals.transact(partial(leases.hold, worker=worker, lease=lease, most=most))
         self._fences = {id_: held.fence for id_, held in (found or {}).items()}
         return None if found is None else {given(id_): held for id_, held in found.items()}
 
@@ -308,6 +312,8 @@ class PostgresStore:
         Closing again waits for the same end.
         """
         await self._writer.aclose()
+        if self._renewals is not None:
+            await self._renewals.aclose()
         await self._readers.aclose()
         await self._hints.aclose()
 

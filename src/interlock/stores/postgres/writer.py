@@ -75,7 +75,7 @@ class Job:
 class Writer:
     """Does changes in the order of their calls, many in one transaction."""
 
-    def __init__(self, line: Line, hints: Hints, first: Link) -> None:
+    def __init__(self, line: Line, hints: Hints, first: Link | None = None) -> None:
         self.id = uuid4().hex
         self._line = line
         self._hints = hints
