@@ -16,6 +16,7 @@ from interlock.stores.postgres import PostgresStore, link, schema
 from interlock.stores.schema import Migration
 from interlock.testing.store_conformance_scene import Bell
 from postgres_server import PostgresServer
+from stores.killed_writers import kill_and_check
 
 
 def event(id_: str, **fields: Any) -> NewEvent:
@@ -253,6 +254,17 @@ async def test_terminated_backends_lose_nothing(postgres_url: str) -> None:
         places = await writing
         assert None not in places.values()
         check_log(await store.get_events("s"), places)
+
+
+async def test_killed_writers_lose_nothing(postgres_url: str) -> None:
+    """SIGKILL at any moment, two writing at once: what had returned is there, and the logs have no gap."""
+    await kill_and_check(postgres_url, random.Random(random.SystemRandom().random()), 8, at_once=2)
+
+
+@pytest.mark.deep
+async def test_many_killed_writers_lose_nothing(postgres_url: str) -> None:
+    """The same, with as many kills as D1 asks for."""
+    await kill_and_check(postgres_url, random.Random(random.SystemRandom().random()), 60, at_once=3)
 
 
 async def test_an_answer_to_commit_that_got_lost_is_found_out(
