@@ -90,7 +90,10 @@ class Fleet:
 
 
 @pytest.fixture
-def fleet(postgres_url: str) -> Callable[[], Any]:
+def fleet(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
+    monkeypatch.setattr("interlock.session.worker.ROUND", 0.2)
+    monkeypatch.setattr("interlock.session.shared.POLL", 0.2)
+
     @asynccontextmanager
     async def open_() -> AsyncIterator[Fleet]:
         async with AsyncExitStack() as stack:
@@ -333,7 +336,7 @@ async def test_a_session_that_rests_is_let_go(fleet: Any, monkeypatch: pytest.Mo
 
 
 async def test_hints_are_not_needed(fleet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without any, a run starts and its end is seen all the same: rows are looked at each second."""
+    """Without any, a run starts and its end is seen all the same: rows are looked at now and then."""
     monkeypatch.setattr("interlock.stores.postgres.hints.Hints._hint", lambda *_: None)
     async with fleet() as processes:
         _, stage = await processes.worker()

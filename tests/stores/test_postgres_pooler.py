@@ -10,7 +10,11 @@ from interlock.testing.store_conformance import CASES, Case, run
 from poolers import pooler
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=() if n % 3 == 0 else pytest.mark.deep) for n, case in enumerate(CASES)],
+    ids=lambda case: case.name,
+)
 async def test_it_conforms_behind_a_pooler(case: Case, postgres_url: str) -> None:
     """One case, with another connection for every transaction; no named statement, no LISTEN."""
     async with pooler(postgres_url) as pool:

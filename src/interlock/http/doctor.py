@@ -13,7 +13,7 @@ from starlette.routing import Route
 from interlock import __version__
 from interlock.core.examine import examine
 from interlock.core.findings import Finding
-from interlock.errors import StoreError, Unavailable
+from interlock.errors import Unavailable
 from interlock.http.problems import answering, json
 from interlock.stores.expected import Expected
 from interlock.stores.memory import MemoryStore
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
     from interlock.ledger import Ledger
-    from interlock.ports import Settings
     from interlock.provider.gate import ProviderGate
     from interlock.stores.postgres import PostgresStore
     from interlock.stores.sqlite import SQLiteStore
@@ -83,7 +82,10 @@ class Doctor:
             return [Finding("ok", "store", "in memory: it ends with the server")]
         path: Path | None = getattr(store, "path", None)
         if path is None:
-            return [await _answers(store)]
+            from interlock.stores.postgres import PostgresStore  # it needs asyncpg
+
+            assert isinstance(store, PostgresStore)
+            return await store.examine(self._expected)
         from interlock.stores.sqlite.examine import examine_file  # it needs fcntl
 
         clock = self._gate.clock
@@ -95,15 +97,6 @@ class Doctor:
             )
         finally:
             over = True  # whoever asked has gone: the thread need not read on
-
-
-async def _answers(store: Settings) -> Finding:
-    """Whether the database does; what is in it is not looked through."""
-    try:
-        await store.get("doctor")
-    except StoreError as error:
-        return Finding("error", "store", "the database does not answer", error.message, "psql, with its URL")
-    return Finding("ok", "store", "the database answers", getattr(store, "where", ""))
 
 
 def doctor_routes(doctor: Doctor) -> list[Route]:

@@ -61,6 +61,8 @@ class Hints:
         self._unsent_work: set[str] = set()
         self._woken: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
+        self._pid = 0
+        """Of the server's process behind the connection that listens."""
 
     def watch(self, session_id: str, callback: Callable[[], None]) -> Callable[[], None]:
         """Call *callback* after commits of the session; what ends that."""
@@ -134,6 +136,7 @@ class Hints:
             await asyncio.sleep(backoff.next())
 
     async def _listen(self, link: Link) -> None:
+        self._pid = link.db.get_server_pid()
         async with asyncio.timeout(_SEND_SECONDS):
             await link.db.add_listener(_CHANNEL, self._heard)
         link.db.add_termination_listener(lambda _: self._wake())
@@ -153,7 +156,7 @@ class Hints:
                 await link.db.fetchval("SELECT pg_notify($1, $2)", _CHANNEL, said)
 
     def _heard(self, db: Any, pid: int, channel: str, payload: object) -> None:
-        if pid == db.get_server_pid():
+        if pid == self._pid:
             return  # our own
         with suppress(msgspec.DecodeError):
             self._hint(*msgspec.json.decode(str(payload), type=tuple[list[str], list[str]]))

@@ -17,6 +17,7 @@ from interlock.stores.postgres.changes import (
     Setting,
     SubmitRun,
 )
+from interlock.stores.postgres.examine import examine_over
 from interlock.stores.postgres.hints import Hints
 from interlock.stores.postgres.link import Line, LinkLostError
 from interlock.stores.postgres.readers import Readers
@@ -47,9 +48,11 @@ if TYPE_CHECKING:
 
     import asyncpg
 
+    from interlock.core.findings import Finding
     from interlock.core.runs import RunStatus, SessionStatus, SessionVerb
     from interlock.core.sessions import Event, NewEvent, Retention, Run, RunChange, Session
     from interlock.core.workers import Answer, Held, Wish, Worker
+    from interlock.stores.expected import Expected
     from interlock.stores.rows import EventRow
 
 T = TypeVar("T")
@@ -305,6 +308,10 @@ class PostgresStore:
         await self._transact(keeping.forget_writers)
         await self._transact(leases.forget)
         return Pruned(len(hidden), removed, events)
+
+    async def examine(self, expected: Expected) -> list[Finding]:
+        """What is wrong with what is kept, or one finding that nothing is."""
+        return await examine_over(self._line, expected)
 
     async def aclose(self) -> None:
         """Finish what has been asked for, then close all connections.
