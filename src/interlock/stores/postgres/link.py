@@ -19,19 +19,22 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS: Final = 5.0
 LOCK_SECONDS: Final = 5
-STATEMENT_SECONDS: Final = 30
+STATEMENT_SECONDS: Final = 10
+LONG_SECONDS: Final = 30
+"""For a statement that may have much to remove, and for reading."""
 TRANSACTION_SECONDS: Final = 40.0
 """Nothing that we ask takes longer, also where the network swallows the answer."""
 OLDEST: Final = 13
 
-# Should this process freeze in a transaction, the server gives up what it has locked.
+# Should this process freeze in a transaction, the server gives up what it has locked: by one timeout between
+# two statements, by the other between the parts in which a statement is sent.
 _TIMES: Final = (
-    f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s';"
-    f" SET LOCAL statement_timeout = '{STATEMENT_SECONDS}s';"
-    " SET LOCAL idle_in_transaction_session_timeout = '5s'"
+    f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'; SET LOCAL idle_in_transaction_session_timeout = '5s';"
+    " SET LOCAL statement_timeout"
 )
-BEGIN: Final = f"BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; {_TIMES}"
-BEGIN_READING: Final = f"BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; {_TIMES}"
+BEGIN: Final = f"BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; {_TIMES} = '{STATEMENT_SECONDS}s'"
+BEGIN_LONG: Final = f"BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; {_TIMES} = '{LONG_SECONDS}s'"
+BEGIN_READING: Final = f"BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; {_TIMES} = '{LONG_SECONDS}s'"
 
 CHECK: Final = (
     "SELECT current_setting('server_version_num')::int AS version, pg_is_in_recovery() AS replica,"

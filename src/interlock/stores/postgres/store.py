@@ -298,12 +298,13 @@ class PostgresStore:
     async def prune(self, retention: Retention, now: float) -> Pruned:
         """Hide, remove and thin out what *retention* does not keep, in many small transactions."""
         removed = events = 0
-        hidden = await self._transact(partial(keeping.hide, retention=retention, now=now))
+        hidden = await self._transact(partial(keeping.hide, retention=retention, now=now), long=True)
         self._hints.tell(hidden)
         for id_ in await self._read(partial(keeping.hidden, retention=retention, now=now)):
             removed += await self._delete(id_)
         for key in await self._read(partial(keeping.long, retention=retention)):
-            while gone := await self._transact(partial(keeping.thin_out, key=key, retention=retention)):
+            thin_out = partial(keeping.thin_out, key=key, retention=retention)
+            while gone := await self._transact(thin_out, long=True):
                 events += gone
         await self._transact(keeping.forget_writers)
         await self._transact(leases.forget)
@@ -333,12 +334,12 @@ class PostgresStore:
     # -- inside ------------------------------------------------------------------------------------
 
     async def _delete(self, session_id: str) -> bool:
-        there = await self._transact(partial(keeping.delete, session_id=session_id))
+        there = await self._transact(partial(keeping.delete, session_id=session_id), long=True)
         self._hints.tell((session_id,))
         return there
 
-    async def _transact(self, work: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
-        return await self._writer.transact(work)
+    async def _transact(self, work: Callable[[asyncpg.Connection], Awaitable[T]], *, long: bool = False) -> T:
+        return await self._writer.transact(work, long=long)
 
     async def _read(self, work: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
         return await self._readers.read(work)

@@ -18,7 +18,7 @@ import asyncpg
 
 from interlock.errors import InterlockError, StoreError, Unavailable, ValidationError
 from interlock.stores.postgres.group import Outcome, read_and_decide, write, writes
-from interlock.stores.postgres.link import BEGIN, TRANSACTION_SECONDS, LinkLostError, translated
+from interlock.stores.postgres.link import BEGIN, BEGIN_LONG, TRANSACTION_SECONDS, LinkLostError, translated
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -51,14 +51,19 @@ ON CONFLICT (id) DO UPDATE SET at = excluded.at RETURNING last
 class Job:
     """A change, or *work* that is a transaction of its own; who waits for it, and how long for a server."""
 
-    __slots__ = ("change", "reply", "until", "work")
+    __slots__ = ("change", "long", "reply", "until", "work")
 
     def __init__(
-        self, change: Change | None, work: Callable[[asyncpg.Connection], Awaitable[Any]] | None
+        self,
+        change: Change | None,
+        work: Callable[[asyncpg.Connection], Awaitable[Any]] | None,
+        *,
+        long: bool = False,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.change = change
         self.work = work
+        self.long = long
         self.reply: asyncio.Future[Any] = loop.create_future()
         self.until = loop.time() + PATIENCE
 
@@ -92,9 +97,14 @@ class Writer:
         """Have *change* done; what it gives, once that is durable."""
         return self._put(Job(change, None))
 
-    def transact(self, work: Callable[[asyncpg.Connection], Awaitable[T]]) -> asyncio.Future[T]:
-        """Have *work* done in a transaction of its own; it may be done twice, the first time in vain."""
-        return self._put(Job(None, work))
+    def transact(
+        self, work: Callable[[asyncpg.Connection], Awaitable[T]], *, long: bool = False
+    ) -> asyncio.Future[T]:
+        """Have *work* done in a transaction of its own; it may be done twice, the first time in vain.
+
+        Its statements may be *long* ones.
+        """
+        return self._put(Job(None, work, long=long))
 
     async def aclose(self) -> None:
         """Take no more, finish what was taken, and close the connection."""
@@ -211,7 +221,7 @@ class Writer:
         """One transaction. Raises what the driver does, with the transaction rolled back."""
         db, work = link.db, group[0].work
         try:
-            await db.execute(BEGIN)
+            await db.execute(BEGIN_LONG if group[0].long else BEGIN)
             if work is not None:
                 outcomes, changed = [Outcome(await work(db))], True
             else:
