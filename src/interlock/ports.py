@@ -274,6 +274,14 @@ class SharedStore(Store, Protocol):
         """Who works, by when they started; those who died are there for some minutes."""
         ...
 
+    async def unfinished(self, session_id: str) -> tuple[list[str], list[str]]:
+        """The ids of the session's runs that are in flight, and of those that wait, by submission."""
+        ...
+
+    async def complete(self, session_id: str, at: float, events: Sequence[NewEvent] = ()) -> Session | None:
+        """End the session and log *events*; None, and nothing, where it has unfinished runs or has ended."""
+        ...
+
     async def wish(self, wish: Wish) -> int:
         """Have the worker that holds the session do this; its key. Raises `SessionNotFound`."""
         ...

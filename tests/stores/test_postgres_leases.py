@@ -7,7 +7,7 @@ import pytest
 
 from interlock.core.sessions import NewEvent, Run, RunChange, Session
 from interlock.core.workers import Answer, Held, Wish, Worker
-from interlock.errors import SessionNotFound, StaleFence
+from interlock.errors import InvalidStatus, SessionNotFound, StaleFence
 from interlock.ports import SharedStore
 from interlock.stores import MemoryStore, open_store
 from interlock.stores.postgres import PostgresStore
@@ -139,3 +139,30 @@ async def test_wishes_are_answered_once(postgres_url: str) -> None:
             await one.wish(Wish("unknown", "r", "cancel"))
         await one.delete_session("s")
         assert await one.answered(keys[0]) is None
+
+
+async def test_no_session_is_completed_with_work_left(postgres_url: str) -> None:
+    """Of a completion and a submit at once, from two processes, one is refused."""
+    async with AsyncExitStack() as stack:
+        one, two = await stores(stack, postgres_url, 2)
+        for n in range(20):
+            name = f"s{n}"
+            await one.create_session(Session(name, "active"))
+            await with_ended_run(one, name)
+            calls = [two.complete(name, 2.0), one.submit_run(Run(f"late-{n}", name))]
+            if n % 2:
+                calls.reverse()
+            done = await asyncio.gather(*calls, return_exceptions=True)
+            completed, submitted = done[::-1] if n % 2 else done
+            if completed is None:
+                assert await one.unfinished(name) == ([], [f"late-{n}"])
+            else:
+                assert isinstance(submitted, InvalidStatus)
+                assert await one.unfinished(name) == ([], [])
+                assert await two.complete(name, 3.0) is None
+
+
+async def with_ended_run(store: PostgresStore, name: str) -> None:
+    await store.submit_run(Run(f"run-{name}", name))
+    await store.change_run(f"run-{name}", RunChange("start", 1.0))
+    await store.change_run(f"run-{name}", RunChange("complete", 2.0, 1))

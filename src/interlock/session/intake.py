@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 from interlock.core.sessions import Run
 from interlock.errors import InterlockError, InvalidStatus, KeyReused, QueueFull, ValidationError
 from interlock.session.readings import Blocking
-from interlock.session.recovery import PENDING
 from interlock.session.values import check_count, check_key, check_span, event, new_id, plain_object
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from interlock.core.sessions import Retry, Session
-    from interlock.ports import Store
+    from interlock.ports import SharedStore, Store
     from interlock.session.controls import RunControls
     from interlock.session.scheduler import Scheduler
 
@@ -29,7 +28,7 @@ class Intake:
         self._controls = controls
         self._room = room_of(session)
         self.latest = 0
-        """The number of the last run of the store's that was taken notice of."""
+        """The number of the last run of the store's that `adopt` was told of."""
 
     async def submit(self, run: Run) -> str:
         """Take *run*: its id, or that of the run which had its key first.
@@ -54,22 +53,22 @@ class Intake:
             await self._controls.make_way(earlier, stored.id, rollback=collision == "rollback")
         return stored.id
 
-    async def adopt(self, upto: int) -> None:
-        """Take in line what was submitted to the store elsewhere, and drop what was ended there.
+    async def adopt(self, store: SharedStore, upto: int) -> None:
+        """Take in line what was submitted to the *store* elsewhere, and drop what was ended there.
 
         *upto* is the number of the session's last run, as far as it is known.
         """
         scheduler, collision = self._scheduler, self._session.collision
         known = {run.id for run in scheduler.queue}
-        pending = await self._store.list_runs(self._session.id, statuses=PENDING)
-        for run_id in known.difference(run.id for run in pending):
+        _, waiting = await store.unfinished(self._session.id)
+        for run_id in known.difference(waiting):
             scheduler.remove(run_id)
-        for run in pending:
-            if run.number <= self.latest:
+        for run_id in waiting:
+            if run_id in known or run_id in scheduler.attempts:
                 continue
-            self.latest = run.number
-            if run.id in known or run.id in scheduler.attempts:
-                continue
+            run = await store.get_run(run_id)
+            if run.status != "pending":
+                continue  # it was started here since we looked, and has ended, or was cancelled
             earlier = [*scheduler.attempts, *(one.id for one in scheduler.queue)]
             scheduler.add(run)
             if collision in ("interrupt", "rollback"):

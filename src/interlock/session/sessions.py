@@ -84,6 +84,12 @@ class Sessions:
         """Who serves the sessions, where other processes use the store as well."""
         return [] if self._shared is None else await self._shared.workers()
 
+    async def waiting(self, session_id: str) -> list[str]:
+        """The ids of the session's runs that wait, in their order, as the store has them."""
+        if self._shared is not None:
+            return (await self._shared.unfinished(session_id))[1]
+        return [run.id for run in await self.store.list_runs(session_id, statuses=PENDING)]
+
     async def agent_names(self) -> set[str]:
         """The agents that a session may be started with: those of this process and of every worker."""
         offered = (one.agents for one in await self.workers() if one.alive)

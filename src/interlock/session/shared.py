@@ -24,8 +24,9 @@ from interlock.errors import (
     Unavailable,
 )
 from interlock.session.controls import error_of, own_run
+from interlock.session.feed import subscribers
 from interlock.session.intake import check_same, new_run, refusal, room_of
-from interlock.session.patience import Writes, settle, within
+from interlock.session.patience import Writes, settle, sleep, within
 from interlock.session.readings import (
     Blocking,
     OperationLog,
@@ -34,7 +35,6 @@ from interlock.session.readings import (
     SessionStatus,
     result_of,
 )
-from interlock.session.recovery import PENDING
 from interlock.session.server import SessionServer
 from interlock.session.subscription import Subscription, subscribe
 from interlock.session.values import event, run_event
@@ -42,7 +42,6 @@ from interlock.session.values import event, run_event
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 
-    from interlock.core.runs import RunStatus
     from interlock.core.sessions import Run, Session
     from interlock.core.workers import Answer, WishVerb
     from interlock.ports import Clock, SharedStore
@@ -51,9 +50,9 @@ T = TypeVar("T")
 
 POLL: Final = 1.0
 """Seconds after which it is looked, should no hint come."""
+_BREATH: Final = 0.02
 ANSWERED_WITHIN: Final = 10.0
 """Seconds that a wish waits for its answer."""
-_UNFINISHED: Final[tuple[RunStatus, ...]] = (*PENDING, *IN_FLIGHT)
 _CODES: Final[dict[str, type[InterlockError]]] = {
     one.default_code: one
     for one in (CapabilityNotSupported, InvalidOperation, InvalidStatus, RunNotFound, Unavailable)
@@ -72,7 +71,8 @@ class SharedSession:
         self._clock = clock
         self._writes = Writes()
         self._operations = OperationLog()
-        self._unfinished: list[Run] = []
+        self._flying: list[str] = []
+        self._waiting: list[str] = []
 
     # -- runs
 
@@ -86,7 +86,7 @@ class SharedSession:
         return await self._writes.finish(self._submit(run))
 
     async def _submit(self, run: Run) -> str:
-        flying, waiting = self._split(await self.store.list_runs(self.session_id, statuses=_UNFINISHED))
+        flying, waiting = await self._read()
         most = self.session.max_concurrent_runs
         blocking = [Blocking("session", len(flying), most)] if waiting or len(flying) >= most else []
         told = {"position": len(waiting) + 1, "waits_for": [one.as_data() for one in blocking]}
@@ -160,13 +160,14 @@ class SharedSession:
 
     async def cancel_all(self, run_ids: Iterable[str] | None = None) -> dict[str, InterlockError | None]:
         """See `SessionServer.cancel_all`."""
-        chosen = [run.id for run in await self._read()] if run_ids is None else list(run_ids)
+        flying, waiting = await self._read()
+        chosen = [*flying, *waiting] if run_ids is None else list(run_ids)
         return {run_id: await error_of(self.cancel_run(run_id)) for run_id in chosen}
 
     async def interrupt_all(self) -> dict[str, InterlockError | None]:
         """See `SessionServer.interrupt_all`."""
-        flying, _ = self._split(await self._read())
-        return {run.id: await error_of(self.interrupt_run(run.id)) for run in flying}
+        flying, _ = await self._read()
+        return {run_id: await error_of(self.interrupt_run(run_id)) for run_id in flying}
 
     def operations(self, run_id: str) -> Operations:
         """What was asked of a run through this object."""
@@ -217,26 +218,24 @@ class SharedSession:
 
     def status(self) -> SessionStatus:
         """Who was in flight and who waited when that was last read: by `refresh`, or by a submission."""
-        flying, waiting = self._split(self._unfinished)
         return SessionStatus(
             self.session_id,
-            tuple(run.id for run in flying),
-            len(flying),
-            tuple(run.id for run in waiting),
-            len(waiting),
+            tuple(self._flying),
+            len(self._flying),
+            tuple(self._waiting),
+            len(self._waiting),
             self.session.max_concurrent_runs,
             self.session.max_queued_runs,
-            0,
+            subscribers(self.store, self.session_id),
         )
 
     def waits_for(self, run_id: str) -> tuple[int, list[Blocking]] | None:
         """The place in line of a run that waited when that was last read; None for any other."""
-        flying, waiting = self._split(self._unfinished)
-        for place, run in enumerate(waiting, 1):
-            if run.id == run_id:
-                most = self.session.max_concurrent_runs
-                return place, [Blocking("session", len(flying), most)] if len(flying) >= most else []
-        return None
+        if run_id not in self._waiting:
+            return None
+        flying, most = len(self._flying), self.session.max_concurrent_runs
+        blocking = [Blocking("session", flying, most)] if flying >= most else []
+        return self._waiting.index(run_id) + 1, blocking
 
     async def drain(self, timeout: float | None = 60.0) -> bool:
         """Return once no run is left to end: True. Others may go on submitting, so it may take for ever.
@@ -245,17 +244,16 @@ class SharedSession:
         """
 
         async def idle() -> bool | None:
-            return None if await self._read() else True
+            return None if any(await self._read()) else True
 
         try:
             return await self._until(idle, timeout)
         except TimeoutError:
-            flying, waiting = self._split(self._unfinished)
             raise AcquireTimeout(
-                f"session {self.session_id!r} is not drained: {len(flying)} runs are in flight and "
-                f"{len(waiting)} wait",
-                in_flight=[run.id for run in flying],
-                queued=len(waiting),
+                f"session {self.session_id!r} is not drained: {len(self._flying)} runs are in flight and "
+                f"{len(self._waiting)} wait",
+                in_flight=self._flying,
+                queued=len(self._waiting),
             ) from None
 
     async def close(self, complete: bool = False, timeout: float | None = 10.0) -> None:
@@ -265,12 +263,15 @@ class SharedSession:
         """
         if not complete:
             return
-        if await self._read():
+        at = self._clock.now()
+        if await self.store.complete(self.session_id, at, [event("session_completed", at)]) is not None:
+            return
+        if any(await self._read()):
             raise InvalidOperation(
                 f"session {self.session_id!r} has unfinished runs; drain it, or cancel them"
             )
-        at = self._clock.now()
-        await self.store.change_session(self.session_id, "complete", at, [event("session_completed", at)])
+        status = (await self.store.get_session(self.session_id)).status
+        raise InvalidStatus(f"session {self.session_id!r} is {status}", status=status)
 
     async def wait_closed(self) -> None:
         """Return at once: there is nothing here that closes."""
@@ -286,17 +287,10 @@ class SharedSession:
 
     # -- inside
 
-    async def _read(self) -> list[Run]:
-        self._unfinished = await self.store.list_runs(self.session_id, statuses=_UNFINISHED)
-        return self._unfinished
-
-    @staticmethod
-    def _split(unfinished: list[Run]) -> tuple[list[Run], list[Run]]:
-        """Those in flight, and those that wait."""
-        return (
-            [run for run in unfinished if run.status in IN_FLIGHT],
-            [run for run in unfinished if run.status not in IN_FLIGHT],
-        )
+    async def _read(self) -> tuple[list[str], list[str]]:
+        """The ids of the runs in flight, and of those that wait."""
+        self._flying, self._waiting = await self.store.unfinished(self.session_id)
+        return self._flying, self._waiting
 
     async def _until(self, look: Callable[[], Awaitable[T | None]], timeout: float | None) -> T:
         """What *look* gives once it gives anything; TimeoutError after *timeout* seconds."""
@@ -322,7 +316,8 @@ class SharedSession:
                 await waiting
             finally:
                 timer.cancel()
-                waiting = asyncio.get_running_loop().create_future()
+            waiting = asyncio.get_running_loop().create_future()
+            await sleep(self._clock, _BREATH)  # there may be many events, each with a hint
 
         unwatch = self.store.watch(self.session_id, hint)
         try:

@@ -232,7 +232,7 @@ class SessionWorker:
             if server is None:
                 return
         held = self._held.get(session_id)
-        await server.intake.adopt(0 if held is None else held.runs)
+        await server.intake.adopt(self.store, 0 if held is None else held.runs)
         for wish in await self.store.wishes(session_id):
             await self.store.answer(wish.key, await self._do(server, wish), session_id)
         if server.idle and self._clock.now() - self._rested.get(session_id, self._clock.now()) >= LINGER:

@@ -31,7 +31,6 @@ from interlock.http.problems import answering, json, read_body
 from interlock.http.sessions import words
 from interlock.http.sessions.pages import page
 from interlock.http.waiting import poll, while_there
-from interlock.session.recovery import PENDING
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -304,7 +303,7 @@ class _Routes:
         """The line in which *run* waits, as far as it matters to it."""
         if run.status != "pending":
             return None
-        server = self._served(run.session_id)
+        server = None if self._sessions.shared else self._served(run.session_id)
         if server is None:
             return await self._line(run.session_id)
         place, blocking = server.waits_for(run.id) or (None, ())
@@ -312,9 +311,9 @@ class _Routes:
 
     async def _line(self, session_id: str) -> words.Line:
         """The line of all runs of the session that have not started."""
-        server = self._served(session_id)
-        if server is None:  # nobody works on it: that is what it waits for
-            waiting = [run.id for run in await self._sessions.store.list_runs(session_id, statuses=PENDING)]
+        server = None if self._sessions.shared else self._served(session_id)
+        if server is None:  # nobody works on it, or another process does
+            waiting = await self._sessions.waiting(session_id)
         else:
             waiting = list(server.status().queued_runs)
         first = server.waits_for(waiting[0]) if server and waiting else None

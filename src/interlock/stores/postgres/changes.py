@@ -195,11 +195,20 @@ class CreateSession:
 
 
 class ChangeSession:
-    """Move a session's status by compare-and-set."""
+    """Move a session's status by compare-and-set; where it has to be *idle*, with no unfinished run."""
 
     is_work = False
 
-    def __init__(self, session_id: str, verb: SessionVerb, at: float, events: Sequence[EventRow]) -> None:
+    def __init__(
+        self,
+        session_id: str,
+        verb: SessionVerb,
+        at: float,
+        events: Sequence[EventRow],
+        *,
+        idle: bool = False,
+    ) -> None:
+        self._idle = idle
         self.session_id: str | None = session_id
         self._id = session_id
         self._verb = verb
@@ -209,12 +218,14 @@ class ChangeSession:
     def name(self, needs: Needs) -> None:
         needs.sessions.add(self._id)
         needs.whole = True
+        if self._idle:
+            needs.counted.add(self._id)
         needs.events.update((self._id, event.id) for event in self._events)
 
     def decide(self, kept: Kept) -> SessionRow | None:
         session = kept.session(self._id)
         before, after = SESSION_MOVES[self._verb]
-        if session.row.status not in before:
+        if session.row.status not in before or (self._idle and session.unfinished):
             return None
         session.row = session.row._replace(status=after)
         session.touched = True

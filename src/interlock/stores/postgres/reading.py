@@ -121,6 +121,15 @@ async def runs(
     return [RunRow._make(row) for row in found]
 
 
+async def unfinished(db: asyncpg.Connection, session_id: str) -> list[tuple[str, str]]:
+    """Ids and statuses of the session's runs that have not ended, by submission."""
+    select = (
+        "SELECT runs.id, runs.status FROM interlock.runs JOIN interlock.sessions ON sessions.key = session"
+        " WHERE sessions.id = $1 AND runs.status IN ('pending', 'running', 'paused') ORDER BY number"
+    )
+    return [(id_, status) for id_, status in await db.fetch(select, session_id)]
+
+
 async def latest(db: asyncpg.Connection, session_id: str) -> tuple[int, int]:
     """The session's key and the number of its last event; raises `SessionNotFound`."""
     found = await db.fetchrow(_LATEST, session_id)

@@ -6,6 +6,7 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Self, TypeVar
 
+from interlock.core.runs import IN_FLIGHT
 from interlock.core.sessions import Pruned
 from interlock.stores.postgres import leases, reading
 from interlock.stores.postgres import retention as keeping
@@ -267,6 +268,18 @@ class PostgresStore:
     async def workers(self) -> list[Worker]:
         """Who works; those who died are there for some minutes."""
         return await self._read(leases.workers)
+
+    async def unfinished(self, session_id: str) -> tuple[list[str], list[str]]:
+        """The ids of the session's runs that are in flight, and of those that wait, by submission."""
+        found = await self._read(partial(reading.unfinished, session_id=kept(session_id)))
+        flying = [given(id_) for id_, status in found if status in IN_FLIGHT]
+        return flying, [given(id_) for id_, status in found if status not in IN_FLIGHT]
+
+    async def complete(self, session_id: str, at: float, events: Sequence[NewEvent] = ()) -> Session | None:
+        """End the session; None where it has unfinished runs, or has ended."""
+        change = ChangeSession(kept(session_id), "complete", at, _kept_events(events), idle=True)
+        row = await self._writer.submit(change)
+        return None if row is None else session_of(given_session(row))
 
     async def wish(self, wish: Wish) -> int:
         """Have the worker that holds the session do this; raises `SessionNotFound`."""
