@@ -13,6 +13,7 @@ from interlock.core.sessions import NewEvent, Retention, Run, RunChange, Session
 from interlock.errors import InterlockError, StoreError, ValidationError
 from interlock.stores import open_store
 from interlock.stores.postgres import PostgresStore, link, schema
+from interlock.stores.postgres.writer import Writer
 from interlock.stores.schema import Migration
 from interlock.testing.store_conformance_scene import Bell
 from postgres_server import PostgresServer
@@ -392,6 +393,36 @@ async def test_a_lock_that_somebody_keeps_harms_its_session_only(
         assert "session 'a' is locked by somebody else" in str(done[0])
         await tx.rollback()
         assert await store.append("a", [event("1")]) == 1
+
+
+async def test_a_deadlock_with_another_program_is_got_over(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server sends the store's transaction away, and all of it is done by the next one, once."""
+    attempt, tries = Writer._attempt, []
+
+    async def counted(self: Writer, *arguments: Any) -> Any:
+        tries.append(arguments)
+        return await attempt(self, *arguments)
+
+    async with await opened(postgres_url) as store, other(postgres_url) as db:
+        for name in "ab":
+            await store.create_session(Session(name, "active"))
+        monkeypatch.setattr(Writer, "_attempt", counted)
+        tx = db.transaction()
+        await tx.start()
+        await db.execute("SET LOCAL deadlock_timeout = '10s'")  # so that it is the store that finds it
+        await db.execute("SELECT FROM interlock.sessions WHERE id = 'b' FOR UPDATE")
+        appends = asyncio.gather(store.append("a", [event("1")]), store.append("b", [event("1")]))
+        async with asyncio.timeout(10), other(postgres_url) as watching:
+            waiting = 0
+            while not waiting:
+                waiting = await watching.fetchval("SELECT COUNT(*) FROM pg_locks WHERE NOT granted")
+        await db.execute("SELECT FROM interlock.sessions WHERE id = 'a' FOR UPDATE")
+        await tx.rollback()
+        assert await appends == [1, 1]
+        assert len(tries) == 2
+        assert len(await store.get_events("a")) == len(await store.get_events("b")) == 1
 
 
 async def test_what_hangs_is_given_up(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
