@@ -136,6 +136,10 @@ async def test_a_worker_that_is_told_to_stop_finishes_what_runs(home: Path) -> N
             await made(plane, name, "slow")
         runs = [await submitted(plane, "s", seconds=1.5), await submitted(plane, "s", seconds=0)]
         await begun(plane, runs[0])
+        shown = (await plane.get("/sessions/s")).json()
+        assert (shown["inFlightRuns"], shown["queuedRuns"]) == ([runs[0]], [runs[1]])
+        waits = (await plane.get(f"/runs/{runs[1]}")).json()
+        assert (waits["status"], waits["position"]) == ("pending", 1)
         second, _ = await stack.enter_async_context(worker(home, "--agents", "some_agents:slow"))
         first.terminate()
         assert await ended(plane, runs[0]) == ("completed", {"seconds": 1.5})
@@ -151,6 +155,25 @@ async def test_a_worker_that_is_told_to_stop_finishes_what_runs(home: Path) -> N
             assert await second.wait() == 1
         assert (await ended(plane, held_up))[0] == "interrupted"
         assert (await plane.get("/workers")).json()["workers"] == []
+
+
+async def test_commands_that_open_the_store_may_beside_others(home: Path) -> None:
+    """A token that is made without asking the server counts there within a second; prune and doctor work."""
+    env = {"PYTHONPATH": SOURCE}
+    async with running(home, "serve", "--port", "0") as (_, url), client(url) as plane:
+        assert (await plane.get("/workers")).status_code == 200
+        made_ = await command("token", "create", "root", "--scope", "admin", cwd=home, env=env)
+        assert (made_.code, made_.stdout[:3]) == (0, "il_"), made_.stderr
+
+        async def closed() -> bool:
+            return (await plane.get("/workers")).status_code == 401
+
+        await until(closed, "the token counts")
+        pruned = await command("prune", "--json", cwd=home, env=env)
+        assert json.loads(pruned.stdout)["removedSessions"] == 0, pruned.stderr
+    found = await command("doctor", "--json", cwd=home, env=env)
+    [store] = [one for one in json.loads(found.stdout)["findings"] if one["about"] == "store"]
+    assert store["what"] == "the database is whole"
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,9 @@ async def run(config: Config, file: ConfigFile) -> int:
         doctor = Doctor(fleet.gate, fleet.ledger, fleet.store, expected)
         book = TokenBook(fleet.store, fleet.gate.clock, config.server.token)
         await book.load()
+        if fleet.sessions.shared:
+            following = asyncio.create_task(book.follow())
+            stack.callback(following.cancel)
         server = _Server(
             create_app(
                 fleet.gate, gateway, config.server, desk, shown, fleet.sessions, doctor=doctor, book=book

@@ -84,11 +84,13 @@ class Sessions:
         """Who serves the sessions, where other processes use the store as well."""
         return [] if self._shared is None else await self._shared.workers()
 
-    async def waiting(self, session_id: str) -> list[str]:
-        """The ids of the session's runs that wait, in their order, as the store has them."""
+    async def unfinished(self, session_id: str) -> tuple[list[str], list[str]]:
+        """The ids of the runs in flight and of those that wait, in their order, as the store has them."""
         if self._shared is not None:
-            return (await self._shared.unfinished(session_id))[1]
-        return [run.id for run in await self.store.list_runs(session_id, statuses=PENDING)]
+            return await self._shared.unfinished(session_id)
+        runs = await self.store.list_runs(session_id, statuses=(*PENDING, *IN_FLIGHT))
+        flying = [run.id for run in runs if run.status in IN_FLIGHT]
+        return flying, [run.id for run in runs if run.status not in IN_FLIGHT]
 
     async def agent_names(self) -> set[str]:
         """The agents that a session may be started with: those of this process and of every worker."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from interlock.errors import InvalidOperation, ValidationError
+from interlock.errors import InvalidOperation, StoreError, ValidationError
 from interlock.http.access.scopes import ANYBODY, NAMES, Caller
 from interlock.http.problems import NotFound
 from interlock.secret import Secret
@@ -74,22 +74,41 @@ class TokenBook:
         self._tokens: dict[str, Token | None] = {}
         """By name; None opens nothing: it is being made, or what the store has is damaged."""
         self._digests: frozenset[bytes] = frozenset()
+        self._read: dict[str, str] = {}
+        """What the store had, by name."""
+        self._changes = 0
+        """Counts what is changed here."""
         self._ends: dict[str, set[Callable[[], None]]] = {}
         self._index()
 
     async def load(self) -> None:
-        """Read what the store has. A damaged entry opens nothing, and still keeps the server closed."""
-        for key, value in (await self._settings.items(PREFIX)).items():
-            name = key.removeprefix(PREFIX)
-            try:
-                kept = msgspec.json.decode(value, type=_Kept)
-            except (msgspec.MsgspecError, UnicodeError):
-                log.warning("token %r is damaged in the store, and opens nothing: revoke it", name)
-                self._tokens[name] = None
-            else:
-                digest = bytes.fromhex(kept.hash)
-                self._tokens[name] = Token(name, digest, kept.scopes, kept.created, kept.expires)
+        """Read what the store has. A damaged entry opens nothing, and still keeps the server closed.
+
+        Again, it takes over what other servers of the same store have made and revoked since.
+        """
+        changes = self._changes
+        found = await self._settings.items(PREFIX)
+        if changes != self._changes:
+            return  # what was changed here meanwhile is newer than what was read
+        kept = {key.removeprefix(PREFIX): value for key, value in found.items()}
+        for name in list(self._tokens):
+            being_made = self._tokens[name] is None and name not in self._read
+            if name not in kept and not being_made:
+                self._forget(name)
+        for name, value in kept.items():
+            if self._read.get(name) != value:
+                self._tokens[name] = _token(name, value)
+        self._read = kept
         self._index()
+
+    async def follow(self) -> None:
+        """`load` each second, for ever: where others use the store as well."""
+        while True:
+            await asyncio.sleep(1.0)
+            try:
+                await self.load()
+            except StoreError as error:
+                log.warning("tokens could not be read, trying again: %s", error)
 
     # -- asking
 
@@ -172,11 +191,14 @@ class TokenBook:
         token = Token(name, digest_of(secret.reveal()), ordered, now_ms, expires_ms)
         kept = {"hash": token.digest.hex(), "scopes": ordered, "created": now_ms, "expires": expires_ms}
         self._tokens[name] = None
+        self._changes += 1
         try:
             await self._settings.set(PREFIX + name, msgspec.json.encode(kept).decode())
         except BaseException:
-            del self._tokens[name]
+            self._tokens.pop(name, None)
             raise
+        finally:
+            self._changes += 1
         self._tokens[name] = token
         self._index()
         return token, secret
@@ -203,6 +225,7 @@ class TokenBook:
         if name not in self._tokens:
             known = ", ".join(sorted(self._tokens)) or "none"
             raise NotFound(f"there is no token {name!r:.80}; known are: {known:.200}")
+        self._changes += 1
         try:
             await self._settings.delete(PREFIX + name)
         except asyncio.CancelledError:
@@ -211,6 +234,8 @@ class TokenBook:
         self._forget(name)
 
     def _forget(self, name: str) -> None:
+        self._changes += 1
+        self._read.pop(name, None)
         self._tokens.pop(name, None)
         self._index()
         for callback in tuple(self._ends.get(name, ())):
@@ -219,6 +244,16 @@ class TokenBook:
     def _index(self) -> None:
         known = {one.digest for one in self._tokens.values() if one is not None}
         self._digests = frozenset(known if self._configured is None else {*known, self._configured})
+
+
+def _token(name: str, value: str) -> Token | None:
+    """The token as the store has it; None where that is damaged."""
+    try:
+        kept = msgspec.json.decode(value, type=_Kept)
+    except (msgspec.MsgspecError, UnicodeError):
+        log.warning("token %r is damaged in the store, and opens nothing: revoke it", name)
+        return None
+    return Token(name, bytes.fromhex(kept.hash), kept.scopes, kept.created, kept.expires)
 
 
 def digest_of(text: str) -> bytes:

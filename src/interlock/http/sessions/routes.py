@@ -31,6 +31,7 @@ from interlock.http.problems import answering, json, read_body
 from interlock.http.sessions import words
 from interlock.http.sessions.pages import page
 from interlock.http.waiting import poll, while_there
+from interlock.session.feed import subscribers
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -118,7 +119,7 @@ class _Routes:
             tags=asked.tags,
         )
         session = await sessions.store.get_session(server.session_id)
-        return json(self._session_said(session), 201 if there is None else 200)
+        return json(await self._session_said(session), 201 if there is None else 200)
 
     async def sessions(self, request: Request) -> Response:
         asked = words.page_asked(request, words.SESSION_STATUSES)
@@ -133,7 +134,7 @@ class _Routes:
         return json(await page("sessions", read, said, after=asked.after, limit=asked.limit))
 
     async def session(self, request: Request) -> Response:
-        return json(self._session_said(await self._session(request)))
+        return json(await self._session_said(await self._session(request)))
 
     async def events(self, request: Request) -> Response:
         """Asked only where there are no sessions: elsewhere `interlock.http.events` comes first."""
@@ -157,7 +158,7 @@ class _Routes:
             self._closing.add(task)
             task.add_done_callback(self._closed)
             session = await while_there(request, self._desk, task)
-        return json(self._session_said(session))
+        return json(await self._session_said(session))
 
     def _closed(self, task: asyncio.Task[Session]) -> None:
         self._closing.discard(task)
@@ -189,16 +190,18 @@ class _Routes:
             )
         return await sessions.get(session_id)
 
-    def _session_said(self, session: Session) -> dict[str, Any]:
-        server = self._served(session.id)
-        if server is None:
-            return words.session_said(session)
-        status = server.status()
-        return words.session_said(session) | {
-            "inFlightRuns": status.in_flight_runs,
-            "queuedRuns": status.queued_runs,
-            "subscribers": status.subscribers,
-        }
+    async def _session_said(self, session: Session) -> dict[str, Any]:
+        sessions, server = self._sessions, self._served(session.id)
+        said = words.session_said(session)
+        if sessions.shared and session.status not in SESSION_ENDED:
+            flying, waiting = await sessions.unfinished(session.id)
+        elif server is not None:
+            status = server.status()
+            flying, waiting = list(status.in_flight_runs), list(status.queued_runs)
+        else:
+            return said
+        here = subscribers(sessions.store, session.id)
+        return said | {"inFlightRuns": flying, "queuedRuns": waiting, "subscribers": here}
 
     async def workers(self, request: Request) -> Response:
         """Who serves the sessions; none where this server alone does."""
@@ -313,7 +316,7 @@ class _Routes:
         """The line of all runs of the session that have not started."""
         server = None if self._sessions.shared else self._served(session_id)
         if server is None:  # nobody works on it, or another process does
-            waiting = await self._sessions.waiting(session_id)
+            _, waiting = await self._sessions.unfinished(session_id)
         else:
             waiting = list(server.status().queued_runs)
         first = server.waits_for(waiting[0]) if server and waiting else None
