@@ -370,7 +370,6 @@ async def test_a_lock_that_somebody_keeps_harms_its_session_only(
 ) -> None:
     """What needs the locked row is refused after a while; its neighbours in the same moment are stored."""
     monkeypatch.setattr(link, "BEGIN", link.BEGIN.replace("lock_timeout = '5s'", "lock_timeout = '200ms'"))
-    monkeypatch.setattr("interlock.stores.postgres.writer.BEGIN", link.BEGIN)
     async with await opened(postgres_url) as store, other(postgres_url) as db:
         for name in "ab":
             await store.create_session(Session(name, "active"))

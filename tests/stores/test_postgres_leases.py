@@ -3,6 +3,7 @@
 import asyncio
 from contextlib import AsyncExitStack
 
+import asyncpg
 import pytest
 
 from interlock.core.sessions import NewEvent, Run, RunChange, Session
@@ -10,7 +11,7 @@ from interlock.core.workers import Answer, Held, Wish, Worker
 from interlock.errors import InvalidStatus, SessionNotFound, StaleFence
 from interlock.ports import SharedStore
 from interlock.stores import MemoryStore, open_store
-from interlock.stores.postgres import PostgresStore
+from interlock.stores.postgres import PostgresStore, leases
 
 
 def worker(name: str, *agents: str) -> Worker:
@@ -95,6 +96,26 @@ async def test_a_late_holder_starts_nothing(postgres_url: str) -> None:
         dead, living = await nobody.workers()
         assert (dead.id, dead.alive, dead.sessions) == ("late", False, 0)
         assert (living.id, living.alive, living.sessions) == ("next", True, 1)
+
+
+async def test_who_froze_in_a_statement_is_sent_away(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server waits for the rest of a statement for ever, with all that is locked: workers end that."""
+    monkeypatch.setattr(leases, "_UNBLOCK", leases._UNBLOCK.replace("10 seconds", "0.2 seconds"))
+    async with AsyncExitStack() as stack:
+        [store] = await stores(stack, postgres_url, 1)
+        await with_run(store, "s")
+        frozen = await asyncpg.connect(postgres_url, server_settings={"application_name": "interlock"})
+        await frozen.execute("BEGIN; SELECT FROM interlock.sessions FOR UPDATE")
+        await frozen.prepare("SELECT 1")  # which is sent, and would be carried out with the next message
+        held = await store.hold(worker("w"), 30.0, most=9)
+        assert held == {}
+        async with asyncio.timeout(10):
+            while not held:
+                held = await store.hold(worker("w"), 30.0, most=9)
+        assert held == {"s": Held(1, 1)}
+        frozen.terminate()
 
 
 async def test_what_is_let_go_can_be_taken(postgres_url: str) -> None:

@@ -41,6 +41,14 @@ free AS (
   ORDER BY sessions.key LIMIT $3 FOR NO KEY UPDATE OF sessions SKIP LOCKED)
 UPDATE interlock.sessions SET held_by = $1, fence = fence + 1 FROM free WHERE sessions.key = free.key
 """
+# A client that froze between the parts of a statement: its server waits for the rest, with all that it has
+# locked, and no timeout before PostgreSQL 17 ends that. Nobody who is well stays so for a moment.
+_UNBLOCK: Final = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE application_name = 'interlock' AND usename = current_user AND datname = current_database()
+  AND state = 'active' AND wait_event = 'ClientRead'
+  AND state_change < clock_timestamp() - interval '10 seconds'
+"""
 _HELD: Final = """
 SELECT id, fence, runs,
   EXISTS (SELECT FROM interlock.wishes WHERE session = sessions.key AND answered_at IS NULL)
@@ -81,6 +89,7 @@ async def hold(db: asyncpg.Connection, worker: Worker, lease: float, most: int) 
     row = (worker.id, worker.host, worker.pid, list(worker.agents), worker.started_at, worker.draining)
     if await db.fetchval(_RENEW, *row, lease) is None:
         return None
+    await db.execute(_UNBLOCK)
     if most > 0:
         await db.execute(_CLAIM, worker.id, [kept(name) for name in worker.agents], most)
     return {id_: Held(*about) for id_, *about in await db.fetch(_HELD, worker.id)}

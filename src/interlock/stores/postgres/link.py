@@ -26,8 +26,9 @@ TRANSACTION_SECONDS: Final = 40.0
 """Nothing that we ask takes longer, also where the network swallows the answer."""
 OLDEST: Final = 13
 
-# Should this process freeze in a transaction, the server gives up what it has locked: by one timeout between
-# two statements, by the other between the parts in which a statement is sent.
+# Should this process freeze in a transaction, the server gives up what it has locked: between two statements
+# by its idle timeout. Between the parts in which a statement is sent, only the timeout that PostgreSQL 17 has
+# for the whole transaction works; before that, workers look for such connections (see `leases`).
 _TIMES: Final = (
     f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'; SET LOCAL idle_in_transaction_session_timeout = '5s';"
     " SET LOCAL statement_timeout"
@@ -36,12 +37,13 @@ BEGIN: Final = f"BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; {_TIMES} = '{S
 BEGIN_LONG: Final = f"BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; {_TIMES} = '{LONG_SECONDS}s'"
 BEGIN_READING: Final = f"BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; {_TIMES} = '{LONG_SECONDS}s'"
 
+_BOUNDS_TRANSACTIONS: Final = 170_000
 CHECK: Final = (
     "SELECT current_setting('server_version_num')::int AS version, pg_is_in_recovery() AS replica,"
     " current_setting('synchronous_commit') AS synchronous, pg_backend_pid() AS pid,"
     " current_setting('server_encoding') AS encoding"
 )
-_LOST: Final = ("08", "28", "3D", "57P01", "57P02", "57P03", "57P05", "53300", "25006", "25P03")
+_LOST: Final = ("08", "28", "3D", "57P01", "57P02", "57P03", "57P05", "53300", "25006", "25P03", "25P04")
 """Beginnings of the SQLSTATEs after which only another connection, or another server, is of use."""
 
 
@@ -55,6 +57,8 @@ class Link:
     def __init__(self, db: asyncpg.Connection, where: str) -> None:
         self.db = db
         self.where = where
+        self._bounds = False
+        """Whether the server can bound a transaction as a whole."""
         self.pooled = False
         """Whether a pooler stands between, so that the next transaction may be of another connection."""
 
@@ -103,7 +107,14 @@ class Link:
             wrong = f"the database's encoding is {row['encoding']}; create it with encoding UTF8"
         if wrong is not None:
             raise StoreError(f"{self.where}: {wrong}")
+        self._bounds = row["version"] >= _BOUNDS_TRANSACTIONS
         self.pooled = row["pid"] != db.get_server_pid()
+
+    def begin(self, *, long: bool = False) -> str:
+        """The statements with which a transaction that writes begins."""
+        seconds = TRANSACTION_SECONDS if long else TRANSACTION_SECONDS / 4
+        bound = f"; SET LOCAL transaction_timeout = '{seconds:g}s'" if self._bounds else ""
+        return (BEGIN_LONG if long else BEGIN) + bound
 
     @property
     def closed(self) -> bool:

@@ -18,7 +18,7 @@ import asyncpg
 
 from interlock.errors import InterlockError, StoreError, Unavailable, ValidationError
 from interlock.stores.postgres.group import Outcome, read_and_decide, write, writes
-from interlock.stores.postgres.link import BEGIN, BEGIN_LONG, TRANSACTION_SECONDS, LinkLostError, translated
+from interlock.stores.postgres.link import TRANSACTION_SECONDS, LinkLostError, translated
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -221,7 +221,7 @@ class Writer:
         """One transaction. Raises what the driver does, with the transaction rolled back."""
         db, work = link.db, group[0].work
         try:
-            await db.execute(BEGIN_LONG if group[0].long else BEGIN)
+            await db.execute(link.begin(long=group[0].long))
             if work is not None:
                 outcomes, changed = [Outcome(await work(db))], True
             else:
@@ -254,7 +254,7 @@ class Writer:
     async def _happened(self, link: Link) -> bool:
         """Whether the last transaction was committed. Waits for its end, should its server still be at it."""
         try:
-            await link.db.execute(BEGIN)
+            await link.db.execute(link.begin())
             last = await link.db.fetchval(_LAST, self.id)
             await link.db.execute("COMMIT")
         except asyncpg.PostgresError as error:
