@@ -1,4 +1,4 @@
-"""A wire to a server that is cut after so many bytes, or goes silent: what a client may find at any moment."""
+"""A wire to a server that is cut after so many bytes, or goes silent: what clients may find at any moment."""
 
 from __future__ import annotations
 

@@ -77,6 +77,19 @@ class Crew:
         words = ("worker", "--agents", "session_agents:worker", "--lease", LEASE)
         return (await self.start(*words, ready=rb"worker for (\w+)"))[0]
 
+    async def busy(self, workers: list[Process]) -> list[Process]:
+        """Those that hold a session, once there are any."""
+        found: list[Process] = []
+
+        async def some() -> bool:
+            held = "SELECT pid FROM interlock.workers JOIN interlock.sessions ON held_by = workers.id"
+            pids = {row["pid"] for row in await self.rows(held)}
+            found[:] = [worker for worker in workers if worker.pid in pids]
+            return bool(found)
+
+        await until(some, "a worker that holds a session", within=30)
+        return found
+
     async def kill(self, worker: Process) -> int:
         """Kill it; where the logs of its sessions ended is written down. How many those were."""
         worker.kill()
@@ -143,12 +156,11 @@ async def killed_at_random(directory: Path, database: str, dice: Random, kills: 
             taken = 0
             for _ in range(kills):
                 await asyncio.sleep(dice.uniform(0.3, 1.5))
-                victim = workers.pop(dice.randrange(len(workers)))
+                victim = dice.choice(await processes.busy(workers))
+                workers.remove(victim)
                 taken += await processes.kill(victim)
                 workers.append(await processes.worker())
-                if (
-                    dice.random() < 0.5
-                ):  # the next dies before or after the sessions of this one are taken over
+                if dice.random() < 0.5:  # the next dies before, or after, the sessions of this one are taken
                     await asyncio.sleep(dice.uniform(0, 3))
             await load.finish(60)
             said = await processes.judged(dice.choice(urls))

@@ -38,7 +38,7 @@ ROUND: Final = 1.0
 """Seconds between two looks at what there is to do, should no hint come."""
 LINGER: Final = 5.0
 """Seconds for which a session without a run is kept: the next one may be near."""
-_AT_ONCE: Final = 20
+_AT_ONCE: Final = 5
 """Sessions that are taken in one round at most, so that others find some, too."""
 _BREATH: Final = 0.05
 _SAFE: Final = 0.9
@@ -73,6 +73,7 @@ class SessionWorker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._main: asyncio.Task[None] | None = None
         self._waiting: asyncio.Future[None] | None = None
+        self._woken = False
         self._deadline: TimerHandle | None = None
         self._draining = False
         self._unwatch: Callable[[], None] | None = None
@@ -120,8 +121,10 @@ class SessionWorker:
                 await self._round()
             except Unavailable:
                 return
-            except StoreError as error:
+            except InterlockError as error:
                 log.warning("worker %s could not renew its lease: %s", self._id, error)
+            except Exception:
+                log.exception("worker %s: a round failed, and nobody knows why", self._id)
             await self._pause()
 
     async def _round(self) -> None:
@@ -172,15 +175,18 @@ class SessionWorker:
     async def _pause(self) -> None:
         """Wait for a hint, at most for a round; and always so long that hints cannot drive us."""
         await sleep(self._clock, min(_BREATH, self._lease / 10))
-        waiting = self._waiting = asyncio.get_running_loop().create_future()
-        every = min(ROUND, self._lease / 3)
-        timer = self._clock.call_at(self._clock.now() + every, lambda: settle(waiting))
-        try:
-            await waiting
-        finally:
-            timer.cancel()
+        if not self._woken:
+            waiting = self._waiting = asyncio.get_running_loop().create_future()
+            every = min(ROUND, self._lease / 3)
+            timer = self._clock.call_at(self._clock.now() + every, lambda: settle(waiting))
+            try:
+                await waiting
+            finally:
+                timer.cancel()
+        self._woken = False
 
     def _wake(self) -> None:
+        self._woken = True  # also where nobody waits just now
         if self._waiting is not None:
             settle(self._waiting)
 

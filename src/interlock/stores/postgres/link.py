@@ -7,15 +7,12 @@ pooler no prepared statement. So a transaction pooler may give every transaction
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import asyncpg
 
 from interlock.config import shown_url
 from interlock.errors import InterlockError, StoreError, ValidationError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 CONNECT_SECONDS: Final = 5.0
 LOCK_SECONDS: Final = 5
@@ -177,7 +174,7 @@ class Line:
         """One try."""
         return await Link.open(self.url, cached=not self.pooled)
 
-    async def patiently(self, until: float, stopped: Callable[[], bool] = lambda: False) -> Link:
+    async def patiently(self, until: float) -> Link:
         """Try until it works or it is *until* on the loop's clock; raises `StoreError` that says why not."""
         loop, backoff = asyncio.get_running_loop(), Backoff()
         while True:
@@ -185,7 +182,7 @@ class Line:
                 return await self.open()
             except (LinkLostError, StoreError) as error:
                 pause = backoff.next()
-                if stopped() or loop.time() + pause > until:
+                if loop.time() + pause > until:
                     raise self.unreachable(error) from None
             await asyncio.sleep(pause)
 

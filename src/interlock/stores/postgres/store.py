@@ -105,11 +105,6 @@ class PostgresStore:
             hints.serve(line)
         return cls(line, hints, Writer(line, hints, link), Readers(line))
 
-    @property
-    def where(self) -> str:
-        """The URL, without what may be a secret."""
-        return self._line.where
-
     # -- settings ----------------------------------------------------------------------------------
 
     async def get(self, key: str) -> str | None:

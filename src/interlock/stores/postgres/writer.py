@@ -187,7 +187,6 @@ class Writer:
         """What became of each of *group*; raises what became of all."""
         until = max(job.until for job in group)
         self._serial += 1
-        self._sent = None
         unknown: list[Outcome] | None = None
         all_events = past_locks = False
         tries = 0
@@ -220,6 +219,7 @@ class Writer:
     ) -> list[Outcome]:
         """One transaction. Raises what the driver does, with the transaction rolled back."""
         db, work = link.db, group[0].work
+        self._sent = None
         try:
             await db.execute(link.begin(long=group[0].long))
             if work is not None:
