@@ -15,6 +15,7 @@ from interlock.clock import SystemClock
 from interlock.errors import (
     AcquireTimeout,
     CapabilityNotSupported,
+    Draining,
     InvalidOperation,
     InvalidStatus,
     KeyReused,
@@ -151,6 +152,12 @@ async def test_any_plane_answers_for_all(fleet: Any) -> None:
             await two.await_run(runs[0], timeout=0.05)
         with pytest.raises(AcquireTimeout, match="2 runs are in flight and 8 wait"):
             await one.drain(timeout=0.05)
+        draining = asyncio.create_task(one.drain(timeout=20))
+        await asyncio.sleep(0)
+        with pytest.raises(Draining):
+            await (await planes[0].get("s")).submit_run({"name": "late"})
+        draining.cancel()
+        await asyncio.wait((draining,))
         with pytest.raises(InvalidOperation, match="has unfinished runs"):
             await planes[1].close("s", complete=True)
         for n in range(10):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from contextlib import suppress
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -64,6 +65,7 @@ class Sessions:
         self._running: dict[str, SessionServer] = {}
         self._opening: dict[str, asyncio.Task[SessionServer]] = {}
         self._closed = False
+        self._drains: Counter[str] = Counter()
         self._shared = store if isinstance(store, SharedStore) else None
         self.worker: SessionWorker | None = None
         """What serves sessions of a shared store here, if this process has agents."""
@@ -142,7 +144,7 @@ class Sessions:
         stored = await store.create_session(new_session(session_id, **asked, at=at), first)
         _check_same(stored, asked)
         _check_open(stored)
-        return SharedSession(store, stored, self.clock)
+        return SharedSession(store, stored, self.clock, self._drains)
 
     async def _opened(self, session_id: str | None, agent: str, asked: dict[str, Any]) -> SessionServer:
         session_id = session_id or new_id("ses")
@@ -160,7 +162,7 @@ class Sessions:
         if self._shared is not None:
             session = await self._shared.get_session(session_id)
             _check_open(session)
-            return SharedSession(self._shared, session, self.clock)
+            return SharedSession(self._shared, session, self.clock, self._drains)
         server = self._serving(session_id)
         if server is not None:
             return server

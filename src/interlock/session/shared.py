@@ -7,6 +7,7 @@ a wish, which the holder answers. What became of all of it is read: a hint says 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
@@ -16,6 +17,7 @@ from interlock.core.workers import Wish
 from interlock.errors import (
     AcquireTimeout,
     CapabilityNotSupported,
+    Draining,
     InterlockError,
     InvalidOperation,
     InvalidStatus,
@@ -64,11 +66,15 @@ class SharedSession:
 
     closed: Final = False
 
-    def __init__(self, store: SharedStore, session: Session, clock: Clock) -> None:
+    def __init__(
+        self, store: SharedStore, session: Session, clock: Clock, drains: Counter[str] | None = None
+    ) -> None:
+        """*drains* counts who drains which session, for all that are given the same."""
         self.store = store
         self.session = session
         self.session_id = session.id
         self._clock = clock
+        self._drains: Counter[str] = Counter() if drains is None else drains
         self._writes = Writes()
         self._operations = OperationLog()
         self._flying: list[str] = []
@@ -81,7 +87,9 @@ class SharedSession:
         input: Mapping[str, Any],  # noqa: A002 - the word for it
         **options: Any,
     ) -> str:
-        """See `SessionServer.submit_run`."""
+        """See `SessionServer.submit_run`. Only a drain in this process has it raise `Draining`."""
+        if self._drains[self.session_id] > 0:
+            raise Draining(f"session {self.session_id!r} is draining; submit again when that is over")
         run = new_run(self.session_id, self._clock.now(), input, **options)
         return await self._writes.finish(self._submit(run))
 
@@ -238,7 +246,9 @@ class SharedSession:
         return self._waiting.index(run_id) + 1, blocking
 
     async def drain(self, timeout: float | None = 60.0) -> bool:
-        """Return once no run is left to end: True. Others may go on submitting, so it may take for ever.
+        """Return once no run is left to end: True. Meanwhile nothing new is taken in this process.
+
+        Others may go on submitting.
 
         Raises `AcquireTimeout` after *timeout* seconds (None: never).
         """
@@ -246,6 +256,7 @@ class SharedSession:
         async def idle() -> bool | None:
             return None if any(await self._read()) else True
 
+        self._drains[self.session_id] += 1
         try:
             return await self._until(idle, timeout)
         except TimeoutError:
@@ -255,6 +266,10 @@ class SharedSession:
                 in_flight=self._flying,
                 queued=len(self._waiting),
             ) from None
+        finally:
+            self._drains[self.session_id] -= 1
+            if not self._drains[self.session_id]:
+                del self._drains[self.session_id]
 
     async def close(self, complete: bool = False, timeout: float | None = 10.0) -> None:
         """With *complete* the session ends for good; `InvalidOperation` if it has unfinished runs.
