@@ -211,6 +211,7 @@ async def test_a_frozen_worker_wakes_to_find_its_sessions_taken(
 
 
 @pytest.mark.deep
+@pytest.mark.timeout(900)
 async def test_killed_workers_leave_nothing_undone_for_long(
     tmp_path: Path, postgres_url: str, dice: Random
 ) -> None:

@@ -73,6 +73,7 @@ async def test_killed_writers_lose_nothing(postgres_url: str) -> None:
 
 
 @pytest.mark.deep
+@pytest.mark.timeout(900)
 async def test_many_killed_writers_lose_nothing(postgres_url: str) -> None:
     """The same, with as many kills as D1 asks for."""
     await kill_and_check(postgres_url, random.Random(random.SystemRandom().random()), 60, at_once=3)
