@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,41 @@ async def test_through_a_server_all_processes_share(tmp_path: Path) -> None:
                 await one.apply(one.config)
 
 
+async def echo(run: Any) -> Any:
+    """An agent of a session that says what it was asked, from which limits."""
+    async with run.governor.acquire_tool():
+        return run.input
+
+
+async def test_a_store_that_is_shared_is_served_by_every_process_with_agents(
+    tmp_path: Path, postgres_url: str
+) -> None:
+    """Limits come from a server, sessions from PostgreSQL; a process without agents uses those of others."""
+    with_agents = tmp_path / "with.toml"
+    async with serve(tmp_path, 'store = "memory:"\n[limits]\nruns = 2\ntools = 1\n') as server:
+        text = f'store = "{postgres_url}"\ncoordination = "{server.url}"\n'
+        agents = '[agents.echo]\ntype = "python"\ntarget = "test_app:echo"\n'
+        with_agents.write_text(text + agents, encoding="utf-8")
+        without = tmp_path / "without.toml"
+        without.write_text(text, encoding="utf-8")
+        async with Interlock.open(with_agents) as worker, Interlock.open(without) as plane:
+            assert isinstance(worker.admission, RemoteAdmission)
+            session = await worker.sessions.start("s", agent="echo", max_concurrent_runs=3)
+            again = await plane.sessions.get("s")
+            results = await asyncio.gather(
+                *((session, again)[n % 2].execute_run({"n": n}, timeout=30) for n in range(8))
+            )
+            assert [result.output for result in results] == [{"n": n} for n in range(8)]
+            assert plane.sessions.worker is None
+            assert list(worker.sessions.running) == ["s"]
+            async with again.subscribe() as events:
+                assert (await anext(events)).type == "session_created"
+        async with Interlock.open(without) as plane:
+            assert await plane.sessions.workers() == []
+            limits = {limit.name: limit.used for limit in plane.admission.limits().values()}
+            assert (limits["sessions"], limits["runs"], limits["tools"]) == (0, 0, 0)
+
+
 async def test_a_server_that_is_not_there_shows_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,14 +203,11 @@ async def test_a_server_that_is_not_there_shows_at_once(
 def test_what_comes_later_is_named(tmp_path: Path) -> None:
     """A configuration for engines that are not there yet is refused with what there is."""
     file = tmp_path / "interlock.toml"
-    for text, message in (
-        ('coordination = "redis://h:1"', 'allowed are "local" and "http://host:7411"'),
-        ('store = "postgresql://h/d"', 'allowed are "memory:" and "sqlite:///file.db"'),
-    ):
+    for text, message in (('coordination = "redis://h:1"', 'allowed are "local" and "http://host:7411"'),):
         file.write_text(text)
         with pytest.raises(ValidationError, match=message):
             check_supported(ConfigFile(file, lambda config: config).read())
-    assert load_config(file).store.startswith("postgresql")
+    assert load_config(file).coordination.startswith("redis")
 
 
 async def test_a_server_shows_its_pools(whole: Path, tmp_path: Path) -> None:

@@ -25,16 +25,18 @@ from interlock.provider.policy import ProviderPolicy
 from interlock.provider.usage import usage_source
 from interlock.session.retention import Pruner
 from interlock.session.sessions import Sessions
+from interlock.session.worker import LEASE
 from interlock.stores import open_store
 from interlock.telemetry import traced
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from interlock.config import AgentConfig, PoolConfig, ProviderConfig
     from interlock.ports import UsageSource
     from interlock.stores.memory import MemoryStore
+    from interlock.stores.postgres import PostgresStore
     from interlock.stores.sqlite import SQLiteStore
     from interlock.telemetry.otel import OpenTelemetry
 
@@ -44,7 +46,7 @@ class Interlock:
 
     All parts are over one ``admission``, and so are their numbers. Where the configuration names a server as
     its ``coordination``, that is the server's: it keeps the limits, the providers and what is remembered of
-    both; ``limits`` and ``ledger`` are None then, and the store is this process's memory.
+    both; ``limits`` and ``ledger`` are None then, and the store is this process's memory, or PostgreSQL.
     """
 
     admission: LocalAdmission | RemoteAdmission
@@ -55,12 +57,17 @@ class Interlock:
     gate: ProviderGate
     pools: dict[str, AgentPool[Any]]
     sessions: Sessions
-    store: MemoryStore | SQLiteStore
+    store: MemoryStore | SQLiteStore | PostgresStore
     telemetry: OpenTelemetry | None
     """None, unless OpenTelemetry is set up in this process."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(
+        self, config: Config, *, agents: Mapping[str, Any] | None = None, lease: float = LEASE
+    ) -> None:
+        """*agents* of sessions beside the configured ones; *lease* in seconds, of a worker's sessions."""
         self.config = config
+        self.lease = lease
+        self._agents = agents or {}
 
     @classmethod
     def open(cls, path: str | Path | None = None) -> Interlock:
@@ -74,10 +81,11 @@ class Interlock:
         config = self.config
         check_supported(config)
         here = config.coordination == "local"
-        agents = _session_agents(config)
+        agents = _session_agents(config) | dict(self._agents)
         factories = {name: _agent_factory(config, pool) for name, pool in config.pools.items()}
         async with AsyncExitStack() as opened:
-            self.store = await open_store(config.store if here else "memory:")
+            shared = config.store.startswith(("postgres://", "postgresql://"))
+            self.store = await open_store(config.store if here or shared else "memory:")
             opened.push_async_callback(self.store.aclose)
             if here:
                 await self._open_here(config, opened)
@@ -104,8 +112,11 @@ class Interlock:
                 limiter=self.limiter,
                 governor=self.governor,
                 gate=self.gate,
+                lease=self.lease,
             )
             opened.push_async_callback(self.sessions.aclose)
+            if self.sessions.worker is not None:
+                await self.sessions.recover()
             pruner = Pruner(self.store, retention_of(config), every=config.retention.every, clock=clock)
             pruner.start()
             opened.push_async_callback(pruner.aclose)
@@ -204,10 +215,6 @@ def check_supported(config: Config) -> None:
     if config.coordination.startswith(("redis://", "rediss://")):
         raise ValidationError(
             'coordination: redis:// comes with a later version; allowed are "local" and "http://host:7411"'
-        )
-    if config.store.startswith(("postgres://", "postgresql://")):
-        raise ValidationError(
-            'store: postgresql:// comes with a later version; allowed are "memory:" and "sqlite:///file.db"'
         )
 
 

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
     from interlock.core.runs import RunStatus, SessionStatus, SessionVerb
     from interlock.core.sessions import Event, NewEvent, Pruned, Retention, Run, RunChange, Session
+    from interlock.core.workers import Answer, Held, Wish, Worker
 
 
 class TimerHandle(Protocol):
@@ -246,3 +247,60 @@ class Store(Settings, Protocol):
         ...
 
     async def aclose(self) -> None: ...
+
+
+@runtime_checkable
+class SharedStore(Store, Protocol):
+    """A store that several processes use at once: each session is held by one worker at a time.
+
+    Who is alive is decided by the store's clock. Of a session that was ever held, only the present holder
+    changes runs and logs their events: for others, `change_run` finds a run not to be as they demand, unless
+    they cancel one that waits, and `append` raises `StaleFence`.
+    """
+
+    async def hold(self, worker: Worker, lease: float, *, most: int) -> Mapping[str, Held] | None:
+        """Renew the lease of *worker* for so many seconds, and have it hold what needs a holder.
+
+        *most* is how many sessions more, of its agents, with unfinished runs. All that it holds, by id; None
+        where its lease had run out: it holds nothing, and needs another id.
+        """
+        ...
+
+    async def let_go(self, worker_id: str, session_ids: Collection[str] | None = None) -> None:
+        """Hold these sessions no more; without them, none, and be a worker no more."""
+        ...
+
+    async def workers(self) -> list[Worker]:
+        """Who works, by when they started; those who died are there for some minutes."""
+        ...
+
+    async def unfinished(self, session_id: str) -> tuple[list[str], list[str]]:
+        """The ids of the session's runs that are in flight, and of those that wait, by submission."""
+        ...
+
+    async def complete(self, session_id: str, at: float, events: Sequence[NewEvent] = ()) -> Session | None:
+        """End the session and log *events*; None, and nothing, where it has unfinished runs or has ended."""
+        ...
+
+    async def wish(self, wish: Wish) -> int:
+        """Have the worker that holds the session do this; its key. Raises `SessionNotFound`."""
+        ...
+
+    async def wishes(self, session_id: str) -> list[Wish]:
+        """What was wished and nobody has answered, in that order."""
+        ...
+
+    async def answer(self, key: int, answer: Answer, session_id: str) -> None:
+        """Say what became of a wish."""
+        ...
+
+    async def answered(self, key: int) -> Answer | None:
+        """What became of a wish; None as long as nobody has said."""
+        ...
+
+    def watch_work(self, callback: Callable[[str | None], None]) -> Callable[[], None]:
+        """Have *callback* called with the session for whose holder there is something to do.
+
+        None where it may be any. A hint, as those of `watch`; what ends it.
+        """
+        ...

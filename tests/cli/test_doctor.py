@@ -126,7 +126,7 @@ async def test_nothing_is_wrong_in_an_empty_directory(home: Path, shell: Shell) 
         ("[limits\n", "it cannot be read", "not valid TOML"),
         ("[limits]\ntool = 3\n", "it cannot be read", "limits.tool: not a known key; did you mean tools?"),
         ('[server]\ntoken = "env:NOT_SET"\n', "it cannot be read", "NOT_SET is not set"),
-        ('store = "postgresql://db"\n', "no server can start", "comes with a later version"),
+        ('coordination = "redis://db"\n', "no server can start", "comes with a later version"),
     ],
 )
 async def test_a_wrong_configuration_is_named(

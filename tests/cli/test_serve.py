@@ -88,7 +88,7 @@ WRONG = [
     ('[providers.p]\nbase_url = "http://x"\nrecovery = "auto"\n', "providers.p.recovery", '"probe"'),
     ("[gateway]\nmax_body = 0\n", "gateway.max_body", "32MiB"),
     ('store = "mysql://x"\n', "store", "sqlite:///"),
-    ('store = "postgresql://u:canary@h/d"\n', "store", "sqlite:///"),
+    ('store = "mysql://u:canary@h/d"\n', "store", "sqlite:///"),
     ('coordination = "redis://:canary@h"\n', "coordination", "local"),
     ("limits = 3\n", "limits", "a table"),
     ("[server\n", "interlock.toml:1", "not valid TOML"),

@@ -63,6 +63,8 @@ class Load:
     think: float = 0.03
     """The longest time between two submits of one client, in seconds."""
     agent: str = "worker"
+    also: tuple[str, ...] = ()
+    """Further servers of the same sessions; each request goes to any of them."""
     following: list[Follower] = field(default_factory=list)
     accepted: int = 0
     """Submits that were acknowledged as new."""
@@ -133,13 +135,16 @@ class Load:
         headers = {} if key is None else {"Idempotency-Key": key}
         async with (
             asyncio.timeout(within),
-            self.http.request(method, self.url + path, json=body, headers=headers) as response,
+            self.http.request(method, self._at(path), json=body, headers=headers) as response,
         ):
             text = await response.text()
             if not text.startswith("{"):
                 assert response.status >= 500, (path, response.status, text)
                 return Answer(response.status, {"code": text[:100]}, response.headers)
             return Answer(response.status, json.loads(text), response.headers)
+
+    def _at(self, path: str) -> str:
+        return self.dice.choice((self.url, *self.also)) + path if self.also else self.url + path
 
     async def _surely(
         self, method: str, path: str, body: Any = None, within: float = ANSWER_SECONDS
@@ -316,7 +321,7 @@ class Load:
         if not first:
             headers["Last-Event-ID"] = f"{follower.last}"
             path = f"/sessions/{follower.session}/events"
-        async with self.http.get(self.url + path, headers=headers) as response:
+        async with self.http.get(self._at(path), headers=headers) as response:
             book.write("connected", follower=follower.name)
             if response.status != 200:
                 return

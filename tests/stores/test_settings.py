@@ -17,18 +17,19 @@ import pytest
 from interlock.errors import StoreError, Unavailable, ValidationError
 from interlock.ports import Settings
 from interlock.stores import MemoryStore, open_store
+from interlock.stores.schema import Migration
 from interlock.stores.sqlite import SQLiteStore
 from interlock.stores.sqlite.file import connect
-from interlock.stores.sqlite.schema import Migration, migrate, migrations
+from interlock.stores.sqlite.schema import migrate, migrations
 from interlock.stores.sqlite.transaction import one
 
 ODD = ["", " ", "a", "A", "a%", "a_", "a%b", "aXb", "a\0", "a\0b", "ä", "a🙂", "a\U0010ffff", "b"]
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
-    url = {"memory": "memory:", "sqlite": f"sqlite:///{tmp_path}/a.db"}[request.param]
-    async with await open_store(url) as opened:
+    url = {"memory": "memory:", "sqlite": f"sqlite:///{tmp_path}/a.db"}.get(request.param)
+    async with await open_store(url or request.getfixturevalue("postgres_url")) as opened:
         yield opened
 
 
@@ -125,9 +126,14 @@ async def test_other_urls_are_refused(url: str) -> None:
     assert "secret" not in str(caught.value)
 
 
-async def test_postgresql_is_known_but_not_there_yet() -> None:
-    """A URL of the future is told apart from a slip."""
-    with pytest.raises(ValidationError, match="comes with a later version") as caught:
+async def test_postgresql_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it, one sentence says what to type."""
+    for name in [name for name in sys.modules if name.startswith("interlock.stores.postgres")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "asyncpg", None)
+    with pytest.raises(
+        ValidationError, match=r"needs the extra: pip install 'interlock\[postgres\]'"
+    ) as caught:
         await open_store("postgresql://u:secret@h/db")
     assert "secret" not in str(caught.value)
 

@@ -18,6 +18,7 @@ from interlock.errors import InterlockError, StoreError
 from interlock.stores.sqlite import SQLiteStore, checkpoints, file, schema
 from interlock.stores.sqlite.file import connect
 from interlock.stores.sqlite.schema import migrate, migrations
+from stores.killed_writers import kill_and_check
 
 
 @pytest.fixture
@@ -38,81 +39,17 @@ def event(id_: str, **fields: Any) -> NewEvent:
 
 # -- the process is killed -------------------------------------------------------------------------
 
-WRITE = """
-import asyncio, sys
-from interlock.core.sessions import NewEvent, Run, RunChange, Session
-from interlock.stores import open_store
-
-async def main(url, name):
-    async with await open_store(url) as store:
-        for session in "ab":
-            await store.create_session(Session(session, "active"))
-
-        async def append(lane):
-            for n in range(100_000):
-                ids = [f"{name}/{lane}/{n}/{k}" for k in range(1 + n % 3)]
-                events = [NewEvent(id_, "message_sent", 1.0, data={"id": id_}) for id_ in ids]
-                last = await store.append("ab"[lane % 2], events)
-                print("events", "ab"[lane % 2], last, *ids, flush=True)
-
-        async def submit(lane):
-            for n in range(100_000):
-                run, _ = await store.submit_run(Run(f"{name}/{lane}/{n}", "a", input={"n": n}))
-                print("run", run.number, run.id, flush=True)
-                await store.change_run(run.id, RunChange("start", 1.0))
-                await store.change_run(run.id, RunChange("complete", 2.0, 1, output=n))
-                print("end", n, run.id, flush=True)
-
-        await asyncio.gather(*map(append, range(4)), *map(submit, range(2)))
-
-asyncio.run(main(*sys.argv[1:]))
-"""
-
-
-def writer(path: Path, name: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-c", WRITE, f"sqlite:///{path}", name]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-
-
-async def kill_and_check(path: Path, chance: random.Random, kills: int) -> None:
-    told: list[list[str]] = []
-    for kill in range(kills):
-        with writer(path, f"{kill}") as process:
-            assert process.stdout is not None
-            lines = [process.stdout.readline() for _ in range(chance.choice([1, 5, chance.randrange(400)]))]
-            process.send_signal(signal.SIGKILL)
-            lines += process.stdout.read().splitlines(keepends=True)
-        told += [line.split() for line in lines if line.endswith("\n")]
-    async with await SQLiteStore.open(path) as store:
-        logs = {name: await store.get_events(name) for name in "ab"}
-        runs = {run.id: run for run in await store.list_runs("a")}
-    for log in logs.values():
-        assert [one.sequence for one in log] == list(range(1, len(log) + 1))
-        assert all(one.data == {"id": one.id} for one in log)
-    assert [run.number for run in runs.values()] == list(range(1, len(runs) + 1))
-    places = {one.id: (name, one.sequence) for name, log in logs.items() for one in log}
-    for what, *words in told:
-        if what == "events":
-            name, last, *ids = words
-            first = int(last) - len(ids) + 1
-            assert [places[id_] for id_ in ids] == [(name, first + k) for k in range(len(ids))]
-        else:
-            run = runs[words[1]]
-            assert run.number == int(words[0]) if what == "run" else run.output == int(words[0])
-            assert what == "run" or run.status == "completed"
-    assert len(told) > kills
-
 
 async def test_no_acknowledged_append_or_run_is_lost(path: Path, chance: random.Random) -> None:
     """SIGKILL at any moment: what had returned is there, at its place, and the log has no gap."""
-    await kill_and_check(path, chance, 8)
+    await kill_and_check(f"sqlite:///{path}", chance, 8)
 
 
 @pytest.mark.deep
 async def test_no_acknowledged_append_or_run_is_lost_in_many_kills(path: Path, chance: random.Random) -> None:
     """The same, with as many kills as D1 asks for."""
     for _ in range(10):
-        await kill_and_check(path, chance, 20)
+        await kill_and_check(f"sqlite:///{path}", chance, 20)
         path.unlink()
 
 

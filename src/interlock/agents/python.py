@@ -7,6 +7,7 @@ pool is anything that can be called.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
@@ -106,6 +107,20 @@ def session_agent(target: str) -> Any:
             raise ValidationError(f"target {target!r} cannot be made without arguments: {error}") from error
     check_capabilities(getattr(found, "capabilities", ()))
     return found
+
+
+def session_agents(target: str) -> dict[str, Any]:
+    """The agents by name that *target* is, "module:name": a mapping of them, or one that is called *name*.
+
+    Raises `ValidationError` as `session_agent`.
+    """
+    found = _imported(target)
+    if not isinstance(found, Mapping):
+        return {target.rpartition(":")[2].rpartition(".")[2]: session_agent(target)}
+    for name, one in found.items():
+        _check_agent(one, f"target {target!r}, agent {name!r}")
+        check_capabilities(getattr(one, "capabilities", ()))
+    return {str(name): one() if inspect.isclass(one) else one for name, one in found.items()}
 
 
 def _check_agent(found: Any, name: str) -> None:

@@ -20,6 +20,7 @@ app = App(
     result_action="return_value",
 )
 app.command("interlock.cli.serve:serve", name="serve")
+app.command("interlock.cli.worker:worker", name="worker")
 app.command("interlock.cli.demo:demo", name="demo")
 app.command("interlock.cli.status:status", name="status")
 app.command("interlock.cli.top:top", name="top")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from interlock.app import check_supported
 from interlock.cli.output import Json
-from interlock.config import describe, load_config
+from interlock.config import describe, load_config, shown_url
 
 
 def check(file: Path | None = None, /, *, as_json: Json = False) -> int:
@@ -26,5 +26,5 @@ def check(file: Path | None = None, /, *, as_json: Json = False) -> int:
         return 0
     source = file or (Path("interlock.toml") if Path("interlock.toml").exists() else "defaults")
     providers = ", ".join(sorted(config.providers)) or "none"
-    print(f"{source}: ok; providers: {providers}; store: {config.store}")
+    print(f"{source}: ok; providers: {providers}; store: {shown_url(config.store)}")
     return 0

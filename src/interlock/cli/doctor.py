@@ -158,10 +158,12 @@ def _number(value: object) -> int | None:
 async def _store(config: Config, server: _Server) -> list[Finding]:
     """What the configuration's store says, unless the *server* has it open, which has said so already."""
     match = re.fullmatch(r"sqlite:///(.+)", config.store)
+    expected = Expected(tuple(config.agents), config.retention.max_events_per_session)
+    if config.store.startswith(("postgres://", "postgresql://")):
+        return [] if server.pid else await _shared(config.store, expected)
     if config.coordination != "local" or match is None:
         kept = "at the server" if config.coordination != "local" else "in memory"
         return [] if server.pid else [Finding("ok", "store", f"it is {kept}: nothing is kept here")]
-    expected = Expected(tuple(config.agents), config.retention.max_events_per_session)
     until, over = time.monotonic() + EXAMINES_WITHIN, False
     try:
         return await asyncio.to_thread(
@@ -169,6 +171,16 @@ async def _store(config: Config, server: _Server) -> list[Finding]:
         )
     finally:
         over = True  # interrupted: the thread need not read on
+
+
+async def _shared(url: str, expected: Expected) -> list[Finding]:
+    try:
+        from interlock.stores.postgres.examine import examine_over
+        from interlock.stores.postgres.link import Line
+    except ImportError as error:
+        remedy = "pip install 'interlock[postgres]'"
+        return [Finding("error", "store", "what speaks to PostgreSQL is missing", f"{error}", remedy)]
+    return await examine_over(Line(url), expected)
 
 
 def _examine(path: Path, expected: Expected, server: _Server, expired: Callable[[], bool]) -> list[Finding]:

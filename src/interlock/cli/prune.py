@@ -11,14 +11,14 @@ from interlock.app import retention_of
 from interlock.cli.output import Json
 from interlock.cli.progress import progress
 from interlock.clock import SystemClock
-from interlock.config import load_config
+from interlock.config import load_config, shown_url
 from interlock.core.sessions import Pruned, Retention
 from interlock.errors import InterlockError, ValidationError
 from interlock.stores import open_store
 
 
 def prune(*, config: Path | None = None, as_json: Json = False) -> int:
-    """Remove what is older than is kept from the configuration's store, which no server may have open.
+    """Remove what is older than is kept from the configuration's store; a file no server may have open.
 
     A server does the same by itself. What is kept, and for how long, is in [retention] of the configuration:
     sessions that ended 90 days ago are hidden, and removed with all that they had 30 days later.
@@ -42,8 +42,8 @@ def prune(*, config: Path | None = None, as_json: Json = False) -> int:
         print(json.dumps({_camel(name): number for name, number in asdict(pruned).items()}))
         return 0
     print(
-        f"{store_url}: {pruned.hidden_sessions} sessions hidden, {pruned.removed_sessions} removed, "
-        f"{pruned.removed_events} events removed"
+        f"{shown_url(store_url)}: {pruned.hidden_sessions} sessions hidden, "
+        f"{pruned.removed_sessions} removed, {pruned.removed_events} events removed"
     )
     return 0
 

@@ -19,7 +19,7 @@ from interlock.admission.local import LocalAdmission
 from interlock.app import Interlock, check_supported
 from interlock.cli.output import Json
 from interlock.cli.reload import ConfigFile, Reloading
-from interlock.config import Config, describe
+from interlock.config import Config, describe, shown_url
 from interlock.errors import ValidationError
 from interlock.history import History
 from interlock.http.access.book import TokenBook
@@ -127,6 +127,9 @@ async def run(config: Config, file: ConfigFile, *, insecure: bool = False, as_js
         book = TokenBook(fleet.store, fleet.gate.clock, config.server.token)
         await book.load()
         stack.push_async_callback(book.aclose)
+        if fleet.sessions.shared:
+            following = asyncio.create_task(book.follow())
+            stack.callback(following.cancel)
         history = History(fleet.store, fleet.gate.clock)
         await history.load()
         sampler = Sampler(history, fleet.admission, fleet.gate)
@@ -250,7 +253,7 @@ def _announce_json(config: Config, bound: Any) -> None:
 
 def _announce(config: Config, bound: Any) -> None:
     where, base = _places(config, bound)
-    print(f"interlock {__version__} on {where}, state in {config.store}\n")
+    print(f"interlock {__version__} on {where}, state in {shown_url(config.store)}\n")
     for provider in config.providers.values():
         name = provider.id.upper().replace("-", "_")
         print(f"  export {name}_BASE_URL={base}/gateway/{provider.id}")

@@ -9,8 +9,9 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from interlock.cli.client import default_url, fetch
-from interlock.cli.output import Json
+from interlock.cli.client import NoAnswer, default_url, fetch
+from interlock.cli.output import Json, plain
+from interlock.errors import InterlockError
 
 _WORDS = {
     "provider",
@@ -24,7 +25,7 @@ _WORDS = {
     "run",
     "status",
     "note",
-} | {"change", "by", "evidence"}
+} | {"change", "by", "evidence", "worker", "agents"}
 _WHOLE = {"run", "status", "age", "waited", "took"}
 
 
@@ -40,8 +41,9 @@ async def status(*, url: str | None = None, as_json: Json = False) -> int:
     url = url or default_url()
     providers = (await fetch(url, "/concurrency/status"))["providers"]
     limits = (await fetch(url, "/limits"))["limits"]
+    workers = await _workers(url)
     if as_json:
-        print(json.dumps({"providers": providers, "limits": limits}))
+        print(json.dumps({"providers": providers, "limits": limits, "workers": workers}))
         return 0
     known = {f"provider:{one['providerId']}" for one in providers}
     for limit in limits:
@@ -54,6 +56,9 @@ async def status(*, url: str | None = None, as_json: Json = False) -> int:
     if busy:
         console.print()
         console.print(others(busy))
+    if workers:
+        console.print()
+        console.print(crew(workers))
     return 0
 
 
@@ -79,6 +84,28 @@ def others(limits: list[dict[str, Any]]) -> Table:
         capacity = "∞" if one["capacity"] is None else one["capacity"]
         shown.add_row(one["name"], f"{one['used']}/{capacity}", str(one["waiting"]))
     return shown
+
+
+def crew(workers: list[dict[str, Any]]) -> Table:
+    """The workers as a table for people."""
+    shown = table("worker", "agents", "sessions", "seen", "state")
+    for one in workers:
+        seen = max(0.0, time.time() - one["seenAt"] / 1000)
+        where = f"{plain(one['host'])}:{one['pid']}"
+        agents = plain(", ".join(one["agents"]))
+        shown.add_row(where, agents, str(one["sessions"]), f"{seen:.0f} s ago", one["state"])
+    return shown
+
+
+async def _workers(url: str) -> list[dict[str, Any]]:
+    """Those of a server that keeps sessions, and is of this version."""
+    try:
+        found: list[dict[str, Any]] = (await fetch(url, "/workers"))["workers"]
+    except NoAnswer:
+        raise
+    except InterlockError:
+        return []
+    return found
 
 
 def table(*columns: str) -> Table:

@@ -177,9 +177,10 @@ async def _offline(
     nobody: NoAnswer,
 ) -> dict[str, Any]:
     """As the server would, in the store that it will read. Raises *nobody* where that keeps nothing."""
-    if not settings.store.startswith("sqlite:///"):
+    if settings.store.startswith("sqlite:///"):
+        _check_place(settings.store, config, nobody)
+    elif settings.store == "memory:":
         raise nobody
-    _check_place(settings.store, config, nobody)
     try:
         store = await open_store(settings.store)
     except StoreError as error:

@@ -13,6 +13,7 @@ from interlock.config.structs import (
     ServerConfig,
     WordingConfig,
     describe,
+    shown_url,
 )
 
 __all__ = [
@@ -32,4 +33,5 @@ __all__ = [
     "parse_duration",
     "parse_toml",
     "read_struct",
+    "shown_url",
 ]

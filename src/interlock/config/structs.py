@@ -156,5 +156,10 @@ def describe(config: Config) -> dict[str, Any]:
     """*config* as plain JSON values, in seconds and bytes; secrets and passwords are ``***``."""
     plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(config, enc_hook=str))
     for key in ("store", "coordination"):
-        plain[key] = re.sub(r"(?<=://)[^/].*(?=@)|(?<=\?).*", "***", plain[key])
+        plain[key] = shown_url(plain[key])
     return plain
+
+
+def shown_url(url: str) -> str:
+    """*url* without what may be a password."""
+    return re.sub(r"(?<=://)[^/].*(?=@)|(?<=\?).*", "***", url)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from interlock.ledger import Ledger
     from interlock.provider.gate import ProviderGate
+    from interlock.stores.postgres import PostgresStore
     from interlock.stores.sqlite import SQLiteStore
 
 EXAMINES_WITHIN = 60.0
@@ -36,7 +37,7 @@ class Doctor:
         self,
         gate: ProviderGate,
         ledger: Ledger | None = None,
-        store: MemoryStore | SQLiteStore | None = None,
+        store: MemoryStore | SQLiteStore | PostgresStore | None = None,
         expected: Expected = Expected(),  # noqa: B008 - it cannot be changed
     ) -> None:
         self._gate = gate
@@ -77,6 +78,12 @@ class Doctor:
         store = self._store
         if store is None or isinstance(store, MemoryStore):
             return [Finding("ok", "store", "in memory: it ends with the server")]
+        path: Path | None = getattr(store, "path", None)
+        if path is None:
+            from interlock.stores.postgres import PostgresStore  # it needs asyncpg
+
+            assert isinstance(store, PostgresStore)
+            return await store.examine(self._expected)
         from interlock.stores.sqlite.examine import examine_file  # it needs fcntl
 
         clock = self._gate.clock
@@ -84,7 +91,7 @@ class Doctor:
         over = False
         try:
             return await asyncio.to_thread(
-                examine_file, store.path, self._expected, lambda: over or clock.now() > until
+                examine_file, path, self._expected, lambda: over or clock.now() > until
             )
         finally:
             over = True  # whoever asked has gone: the thread need not read on

@@ -46,6 +46,8 @@ class Attempt:
         self.paused = False
         self.ended = False
         """Whether the agent's word counts no more."""
+        self.forsaken = False
+        """Whether what becomes of it is another process's to write."""
         self.data: dict[str, Any] = {}
         """What the event of the end says beside the usual."""
         self._agent = agent
@@ -69,6 +71,16 @@ class Attempt:
         if self._work is not None:
             self._work.cancel()
         self._timers["grace"] = self._clock.call_at(self._clock.now() + self._grace, self._abandon)
+
+    def forsake(self) -> None:
+        """End it at once and write nothing: the run is another's now."""
+        self.forsaken = True
+        if self.stopping is None:
+            self.stopping = "interrupt"
+        self._wake()
+        if self._work is not None:
+            self._work.cancel()
+        settle(self._over)
 
     def pause(self, paused: bool) -> None:
         """Have `RunContext.checkpoint` wait, or not any more."""
@@ -107,7 +119,7 @@ class Attempt:
         self.ended = True
         for timer in self._timers.values():
             timer.cancel()
-        return await self._write_end()
+        return None if self.forsaken else await self._write_end()
 
     async def _call(self, context: RunContext) -> Any:
         run: Any = getattr(self._agent, "run", self._agent)
@@ -179,12 +191,13 @@ class Attempt:
         return True
 
     async def _change(self, change: RunChange, event: NewEvent) -> Run | None:
-        """The run after *change*, or as it is where it did not allow that; None once the store is closed.
+        """The run after *change*, or as it is where it did not allow that.
 
-        Tried until the store answers. A write whose answer got lost finds itself done by the next one.
+        None once the store is closed or the run is another's. Tried until the store answers: a write whose
+        answer got lost finds itself done by the next one.
         """
         backoff = Backoff(self._clock)
-        while True:
+        while not self.forsaken:
             try:
                 found = await self._store.change_run(self.run.id, change, [event])
                 return found or await self._store.get_run(self.run.id)
@@ -195,6 +208,7 @@ class Attempt:
                     "run %s: %r could not be stored, trying again: %s", self.run.id, change.verb, error
                 )
             await backoff.pause()
+        return None
 
 
 def _problem(error: BaseException) -> dict[str, Any]:

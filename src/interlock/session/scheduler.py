@@ -93,6 +93,13 @@ class Scheduler:
         if self._asking and self._starter is not None:
             self._starter.cancel()
 
+    def forsake(self) -> None:
+        """Stop at once, and leave all as it is: the session is another's now."""
+        self.stop()
+        self.queue.clear()
+        for attempt in list(self.attempts.values()):
+            attempt.forsake()
+
     def kick(self) -> None:
         """Start what can start."""
         if self._starter is None and self._startable():

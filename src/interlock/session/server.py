@@ -13,7 +13,6 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from interlock.clock import SystemClock
 from interlock.core.runs import SESSION_ENDED
-from interlock.core.sessions import Run, Session
 from interlock.errors import (
     AcquireTimeout,
     Draining,
@@ -27,27 +26,19 @@ from interlock.session.closing import Closing, finish_all
 from interlock.session.controls import RunControls, error_of
 from interlock.session.endings import Endings
 from interlock.session.feed import subscribers
-from interlock.session.intake import Intake
+from interlock.session.intake import Intake, new_run
 from interlock.session.patience import Writes, within
 from interlock.session.readings import Blocking, Operations, RunResult, SessionStatus, result_of
 from interlock.session.recovery import recover
 from interlock.session.scheduler import Scheduler
 from interlock.session.slots import FleetSlots
 from interlock.session.subscription import Subscription, subscribe
-from interlock.session.values import (
-    check_count,
-    check_key,
-    check_span,
-    event,
-    new_id,
-    new_session,
-    plain_object,
-)
+from interlock.session.values import event, new_session
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
-    from interlock.core.sessions import Collision, Retry
+    from interlock.core.sessions import Collision, Retry, Session
     from interlock.governor import ConcurrencyGovernor
     from interlock.limiter import ConcurrencyLimiter
     from interlock.ports import Clock, Store
@@ -91,7 +82,7 @@ class SessionServer:
             ended=self._ended,
         )
         self._controls = RunControls(store, clock, session.id, agent, self._scheduler, self._ended)
-        self._intake = Intake(store, session, self._scheduler, self._controls)
+        self.intake = Intake(store, session, self._scheduler, self._controls)
         self._endings = Endings(store, session.id, clock)
         self._subscriptions: WeakSet[Subscription] = WeakSet()
         self._drains: set[object] = set()
@@ -238,20 +229,17 @@ class SessionServer:
         self._check_open()
         if self._drains:
             raise Draining(f"session {self.session_id!r} is draining; submit again when that is over")
-        if retry not in (None, "on_crash"):
-            raise ValidationError(f'retry is {retry!r}; allowed are None and "on_crash"')
-        run = Run(
-            new_id("run"),
+        run = new_run(
             self.session_id,
-            input=plain_object("input", input),
-            metadata=plain_object("metadata", metadata),
-            priority=check_count("priority", priority, -(1 << 31)),
-            timeout=check_span("timeout", timeout),
+            self._clock.now(),
+            input,
+            idempotency_key=idempotency_key,
+            timeout=timeout,
+            priority=priority,
             retry=retry,
-            idempotency_key=check_key("idempotency_key", idempotency_key),
-            submitted_at=self._clock.now(),
+            metadata=metadata,
         )
-        return await self._writes.finish(self._intake.submit(run))
+        return await self._writes.finish(self.intake.submit(run))
 
     async def await_run(self, run_id: str, timeout: float | None = 60.0) -> RunResult:
         """The result of a run of this session, waiting *timeout* seconds for its end (None: for ever).
@@ -422,6 +410,18 @@ class SessionServer:
     async def wait_closed(self) -> None:
         """Return when a `close` that has begun is over; at once if there is none."""
         await self._closing.over()
+
+    # -- one session among several processes
+
+    @property
+    def idle(self) -> bool:
+        """Whether it has no run that has not ended."""
+        return self._scheduler.idle and self._writes.idle
+
+    async def forsake(self) -> None:
+        """Stop at once and write nothing more: another process serves the session now."""
+        self._scheduler.forsake()
+        await self.close(timeout=None)
 
     async def __aenter__(self) -> Self:
         return self

@@ -9,24 +9,25 @@ from interlock.errors import ValidationError
 from interlock.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
+    from interlock.stores.postgres import PostgresStore
     from interlock.stores.sqlite import SQLiteStore
 
 __all__ = ["MemoryStore", "open_store"]
 
-_ALLOWED = '"memory:", "sqlite:///file.db" or "sqlite:////directory/file.db"'
+_ALLOWED = '"memory:", "sqlite:///file.db", "sqlite:////directory/file.db" or "postgresql://host/database"'
 
 
-async def open_store(url: str) -> MemoryStore | SQLiteStore:
-    """Open what *url* names; a file that is not there yet is made, a directory is not.
+async def open_store(url: str) -> MemoryStore | SQLiteStore | PostgresStore:
+    """Open what *url* names; a file that is not there yet is made, a directory or a database is not.
 
     Raises :class:`ValidationError` for a URL of another kind, and :class:`StoreError` where the
-    database cannot be used: open in another process, from a newer Interlock, damaged.
+    database cannot be used: open in another process, out of reach, from a newer Interlock, damaged.
     """
     if url == "memory:":
         return MemoryStore()
     scheme, colon, rest = url.partition("://")
     if scheme in ("postgres", "postgresql") and colon:
-        raise ValidationError(f"store: postgresql:// comes with a later version; use {_ALLOWED}")
+        return await _open_postgres(url)
     path = rest.removeprefix("/")
     a_file = rest.startswith("/") and path not in ("", ":memory:") and not set("?#\0") & set(path)
     if scheme != "sqlite" or not a_file:
@@ -37,3 +38,15 @@ async def open_store(url: str) -> MemoryStore | SQLiteStore:
     from interlock.stores.sqlite import SQLiteStore
 
     return await SQLiteStore.open(Path(path))
+
+
+async def _open_postgres(url: str) -> PostgresStore:
+    try:
+        from interlock.stores.postgres import PostgresStore
+    except ImportError as error:
+        if error.name != "asyncpg":
+            raise
+        raise ValidationError(
+            "store: postgresql:// needs the extra: pip install 'interlock[postgres]'"
+        ) from None
+    return await PostgresStore.open(url)

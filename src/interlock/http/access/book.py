@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, get_args
 import msgspec
 from msgspec import Meta
 
-from interlock.errors import InvalidOperation, ValidationError
+from interlock.errors import InvalidOperation, StoreError, ValidationError
 from interlock.http.access.budget import Budgets
 from interlock.http.access.caller import ANYBODY, Caller
 from interlock.http.access.scopes import NAMES
@@ -84,28 +84,46 @@ class TokenBook:
         """By name; None opens nothing: it is being made, or what the store has is damaged."""
         self._digests: frozenset[bytes] = frozenset()
         self.budgets = Budgets(self, settings)
+        self._read: dict[str, str] = {}
+        """What the store had, by name."""
+        self._changes = 0
+        """Counts what is changed here."""
         self._ends: dict[str, set[Callable[[], None]]] = {}
         self._index()
 
     async def load(self) -> None:
-        """Read what the store has. A damaged entry opens nothing, and still keeps the server closed."""
-        for key, value in (await self._settings.items(PREFIX)).items():
-            name = key.removeprefix(PREFIX)
-            try:
-                kept = msgspec.json.decode(value, type=_Kept)
-            except (msgspec.MsgspecError, UnicodeError):
-                log.warning("token %r is damaged in the store, and opens nothing: revoke it", name)
-                self._tokens[name] = None
-            else:
-                digest = bytes.fromhex(kept.hash)
-                terms = kept.terms or _PLAIN
-                self._tokens[name] = Token(name, digest, kept.scopes, kept.created, kept.expires, terms)
+        """Read what the store has. A damaged entry opens nothing, and still keeps the server closed.
+
+        Again, it takes over what other servers of the same store have made and revoked since.
+        """
+        changes = self._changes
+        found = await self._settings.items(PREFIX)
+        if changes != self._changes:
+            return  # what was changed here meanwhile is newer than what was read
+        kept = {key.removeprefix(PREFIX): value for key, value in found.items()}
+        for name in list(self._tokens):
+            being_made = self._tokens[name] is None and name not in self._read
+            if name not in kept and not being_made:
+                self._forget(name)
+        for name, value in kept.items():
+            if self._read.get(name) != value:
+                self._tokens[name] = _token(name, value)
+        self._read = kept
         self._index()
         await self.budgets.load()
 
     async def aclose(self) -> None:
         """Write what tokens have used of their budgets."""
         await self.budgets.aclose()
+
+    async def follow(self) -> None:
+        """`load` each second, for ever: where others use the store as well."""
+        while True:
+            await asyncio.sleep(1.0)
+            try:
+                await self.load()
+            except StoreError as error:
+                log.warning("tokens could not be read, trying again: %s", error)
 
     # -- asking
 
@@ -201,11 +219,14 @@ class TokenBook:
             terms=None if terms == _PLAIN else terms,
         )
         self._tokens[name] = None
+        self._changes += 1
         try:
             await self._settings.set(PREFIX + name, msgspec.json.encode(kept).decode())
         except BaseException:
-            del self._tokens[name]
+            self._tokens.pop(name, None)
             raise
+        finally:
+            self._changes += 1
         self._tokens[name] = token
         self._index()
         return token, secret
@@ -232,6 +253,7 @@ class TokenBook:
         if name not in self._tokens:
             known = ", ".join(sorted(self._tokens)) or "none"
             raise NotFound(f"there is no token {name!r:.80}; known are: {known:.200}")
+        self._changes += 1
         try:
             await self._settings.delete(PREFIX + name)
         except asyncio.CancelledError:
@@ -240,6 +262,8 @@ class TokenBook:
         self._forget(name)
 
     def _forget(self, name: str) -> None:
+        self._changes += 1
+        self._read.pop(name, None)
         self._tokens.pop(name, None)
         self._index()
         for callback in tuple(self._ends.get(name, ())):
@@ -264,6 +288,17 @@ def _caller(scopes: set[str], tokens: Sequence[Token]) -> Caller | None:
         tenant,
         min(bounds) if len(bounds) == len(least) else None,
     )
+
+
+def _token(name: str, value: str) -> Token | None:
+    """The token as the store has it; None where that is damaged."""
+    try:
+        kept = msgspec.json.decode(value, type=_Kept)
+    except (msgspec.MsgspecError, UnicodeError):
+        log.warning("token %r is damaged in the store, and opens nothing: revoke it", name)
+        return None
+    terms = kept.terms or _PLAIN
+    return Token(name, bytes.fromhex(kept.hash), kept.scopes, kept.created, kept.expires, terms)
 
 
 def digest_of(text: str) -> bytes:

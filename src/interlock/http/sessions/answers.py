@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, NotRequired, TypedDict, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NotRequired, TypedDict, cast
 
 from interlock.core.runs import RunStatus, SessionStatus  # noqa: TC001 - the API's description reads them
 from interlock.core.sessions import Collision, Retry  # noqa: TC001 - the API's description reads them
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from interlock.core.sessions import Run, Session
+    from interlock.core.workers import Worker
     from interlock.session.readings import Blocking
 
 
@@ -31,6 +32,25 @@ class SessionAnswer(TypedDict):
     inFlightRuns: NotRequired[list[str]]
     queuedRuns: NotRequired[list[str]]
     subscribers: NotRequired[int]
+
+
+class WorkerAnswer(TypedDict):
+    """A process that serves sessions."""
+
+    id: str
+    host: str
+    pid: int
+    agents: list[str]
+    state: Literal["working", "draining", "dead"]
+    sessions: int
+    startedAt: int
+    seenAt: int
+
+
+class WorkersAnswer(TypedDict):
+    """Who serves the sessions of the store."""
+
+    workers: list[WorkerAnswer]
 
 
 class SessionsPage(TypedDict):
@@ -130,6 +150,20 @@ class Line(NamedTuple):
     def why(self) -> list[WaitsForAnswer]:
         """The limits, as an event has them."""
         return [cast("WaitsForAnswer", one.as_data()) for one in self.blocking]
+
+
+def worker_said(worker: Worker) -> WorkerAnswer:
+    """*worker* as the API shows it."""
+    return {
+        "id": worker.id,
+        "host": worker.host,
+        "pid": worker.pid,
+        "agents": list(worker.agents),
+        "state": ("draining" if worker.draining else "working") if worker.alive else "dead",
+        "sessions": worker.sessions,
+        "startedAt": round(worker.started_at * 1000),
+        "seenAt": round(worker.seen_at * 1000),
+    }
 
 
 def session_said(session: Session) -> SessionAnswer:

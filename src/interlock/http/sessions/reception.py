@@ -9,7 +9,6 @@ from interlock.errors import Draining, InvalidOperation, RunNotFound, SessionNot
 from interlock.http.access.caller import caller_of
 from interlock.http.sessions import words
 from interlock.http.sessions.answers import Line
-from interlock.session.recovery import PENDING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from interlock.http.permits.desk import PermitDesk
     from interlock.session.server import SessionServer
     from interlock.session.sessions import Sessions
+    from interlock.session.shared import ServedSession
 
 
 class Reception:
@@ -52,13 +52,15 @@ class Reception:
         server = self.sessions.running.get(session_id)
         return None if server is None or server.closed else server
 
-    async def server(self, session_id: str) -> SessionServer:
+    async def server(self, session_id: str) -> ServedSession:
         """The session's server, started if need be.
 
         Raises `SessionNotFound`, `InvalidStatus` for a session that has ended, and `InvalidOperation` for one
         whose agent is not configured any more.
         """
         sessions = self.sessions
+        if sessions.shared:  # whoever holds it, what is submitted elsewhere comes before ours
+            return await sessions.get(session_id)
         if (server := self.served(session_id)) is not None:
             return server
         session = await sessions.store.get_session(session_id)
@@ -72,7 +74,7 @@ class Reception:
         """The line in which *run* waits, as far as it matters to it."""
         if run.status != "pending":
             return None
-        server = self.served(run.session_id)
+        server = None if self.sessions.shared else self.served(run.session_id)
         if server is None:
             return await self.line(run.session_id)
         place, blocking = server.waits_for(run.id) or (None, ())
@@ -80,9 +82,9 @@ class Reception:
 
     async def line(self, session_id: str) -> Line:
         """The line of all runs of the session that have not started."""
-        server = self.served(session_id)
-        if server is None:  # nobody works on it: that is what it waits for
-            waiting = [run.id for run in await self.sessions.store.list_runs(session_id, statuses=PENDING)]
+        server = None if self.sessions.shared else self.served(session_id)
+        if server is None:  # nobody works on it, or another process does
+            _, waiting = await self.sessions.unfinished(session_id)
         else:
             waiting = list(server.status().queued_runs)
         first = server.waits_for(waiting[0]) if server and waiting else None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from interlock.core.runs import SESSION_ENDED
 from interlock.errors import (
     AcquireTimeout,
     Draining,
@@ -41,12 +42,15 @@ from interlock.http.sessions.answers import (
     SessionAnswer,
     SessionsPage,
     SubmittedAnswer,
+    WorkersAnswer,
     run_said,
     session_said,
+    worker_said,
 )
 from interlock.http.sessions.pages import page
 from interlock.http.sessions.reception import Reception, session_id_of
 from interlock.http.waiting import poll, while_there
+from interlock.session.feed import subscribers
 from interlock.session.values import new_id
 
 if TYPE_CHECKING:
@@ -54,7 +58,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
     from interlock.core.sessions import Run, Session
-    from interlock.session.server import SessionServer
+    from interlock.session.shared import ServedSession
 
 log = logging.getLogger(__name__)
 
@@ -107,8 +111,8 @@ class SessionRoutes:
         session_id = asked.id
         if session_id is None and caller.tenant is not None:
             session_id = new_id("ses") + caller.suffix
-        if asked.agent not in sessions.agents:
-            known = ", ".join(sorted(sessions.agents)) or "none"
+        if asked.agent not in (names := await sessions.agent_names()):
+            known = ", ".join(sorted(names)) or "none"
             raise ValidationError(f"agent is {asked.agent[:80]!r}; configured are: {known}")
         there = None
         if asked.id is not None:
@@ -125,7 +129,7 @@ class SessionRoutes:
             tags=asked.tags,
         )
         session = await sessions.store.get_session(server.session_id)
-        return json(self._session_said(session), 201 if there is None else 200)
+        return json(await self._session_said(session), 201 if there is None else 200)
 
     @endpoint(
         "GET /sessions",
@@ -167,7 +171,7 @@ class SessionRoutes:
         problems=(SessionNotFound, StoreError, Unavailable),
     )
     async def session(self, request: Request) -> Response:
-        return json(self._session_said(await self._session(request)))
+        return json(await self._session_said(await self._session(request)))
 
     @_of_session(
         "POST /sessions/{id}/drain",
@@ -215,7 +219,7 @@ class SessionRoutes:
             self._closing.add(task)
             task.add_done_callback(self._closed)
             session = await while_there(request, self._reception.desk, task)
-        return json(self._session_said(session))
+        return json(await self._session_said(session))
 
     def _closed(self, task: asyncio.Task[Session]) -> None:
         self._closing.discard(task)
@@ -225,15 +229,32 @@ class SessionRoutes:
     async def _session(self, request: Request) -> Session:
         return await self._reception.sessions.store.get_session(session_id_of(request))
 
-    def _session_said(self, session: Session) -> SessionAnswer:
-        server = self._reception.served(session.id)
-        if server is None:
-            return session_said(session)
-        status, said = server.status(), session_said(session)
-        said["inFlightRuns"] = list(status.in_flight_runs)
-        said["queuedRuns"] = list(status.queued_runs)
-        said["subscribers"] = status.subscribers
+    async def _session_said(self, session: Session) -> SessionAnswer:
+        sessions, server = self._reception.sessions, self._reception.served(session.id)
+        said = session_said(session)
+        if sessions.shared and session.status not in SESSION_ENDED:
+            flying, waiting = await sessions.unfinished(session.id)
+        elif server is not None:
+            status = server.status()
+            flying, waiting = list(status.in_flight_runs), list(status.queued_runs)
+        else:
+            return said
+        said["inFlightRuns"], said["queuedRuns"] = flying, waiting
+        said["subscribers"] = subscribers(sessions.store, session.id)
         return said
+
+    @endpoint(
+        "GET /workers",
+        "read",
+        "Who serves the sessions",
+        tag="sessions",
+        answers={200: WorkersAnswer},
+        problems=(StoreError, Unavailable),
+    )
+    async def workers(self, request: Request) -> Response:
+        """None where this server alone does."""
+        workers = await self._reception.sessions.workers()
+        return json({"workers": [worker_said(one) for one in workers]})
 
     # -- runs
 
@@ -319,7 +340,7 @@ class SessionRoutes:
         return json(await page("runs", read, said, after=asked.after, limit=asked.limit))
 
 
-def _queue(server: SessionServer) -> RawHeaders:
+def _queue(server: ServedSession) -> RawHeaders:
     """What is left of the session's queue."""
     status = server.status()
     room = status.max_queued_runs - status.queued_count

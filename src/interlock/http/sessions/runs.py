@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from interlock.core.sessions import Run
     from interlock.http.sessions.reception import Reception
-    from interlock.session.server import SessionServer
+    from interlock.session.shared import ServedSession
 
 
 class RunPath(msgspec.Struct):
@@ -149,7 +149,7 @@ class RunRoutes:
         return await self._change(request, lambda server: server.resume_run)
 
     async def _change(
-        self, request: Request, verb: Callable[[SessionServer], Callable[[str], Awaitable[None]]]
+        self, request: Request, verb: Callable[[ServedSession], Callable[[str], Awaitable[None]]]
     ) -> Response:
         """Do *verb* to a run in flight; 409 for any other."""
         run = await self._run(request)

@@ -1,13 +1,11 @@
-"""The schema: numbered migrations, applied once and in their order."""
+"""The schema of a database file, brought up to date in one transaction."""
 
 from __future__ import annotations
 
 import sqlite3
-from hashlib import sha256
-from importlib import resources
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from interlock.errors import StoreError
+from interlock.stores.schema import Migration, check_history, migrations_of
 from interlock.stores.sqlite.transaction import transaction
 
 if TYPE_CHECKING:
@@ -15,26 +13,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-class Migration(NamedTuple):
-    """The statements that lead from the version before to this one."""
-
-    version: int
-    name: str
-    sql: str
-
-    @property
-    def sha256(self) -> str:
-        return sha256(self.sql.encode()).hexdigest()
-
-
 def migrations() -> list[Migration]:
     """All that this code knows, in their order."""
-    folder = resources.files("interlock.stores") / "migrations" / "sqlite"
-    files = [file for file in folder.iterdir() if file.name.endswith(".sql")]
-    return [
-        Migration(int(file.name[:4]), file.name.removesuffix(".sql"), file.read_text("utf-8"))
-        for file in sorted(files, key=lambda file: file.name)
-    ]
+    return migrations_of("sqlite")
 
 
 def migrate(db: sqlite3.Connection, path: Path, migrations: list[Migration]) -> None:
@@ -53,24 +34,6 @@ def migrate(db: sqlite3.Connection, path: Path, migrations: list[Migration]) -> 
             db.execute(
                 "INSERT INTO schema_migrations VALUES (?, ?, ?, strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))",
                 (migration.version, migration.name, migration.sha256),
-            )
-
-
-def check_history(applied: list[tuple[int, str, str]], path: Path, migrations: list[Migration]) -> None:
-    """What was applied must be what this code would have applied, from the first on."""
-    if applied and applied[-1][0] > migrations[-1].version:
-        found, known = applied[-1][0], migrations[-1].version
-        raise StoreError(
-            f"{path}: its schema {found} is newer than {known}, the last that this Interlock knows;"
-            " use the newer Interlock",
-            found=found,
-            known=known,
-        )
-    for (version, name, digest), migration in zip(applied, migrations, strict=False):
-        if (version, digest) != (migration.version, migration.sha256):
-            raise StoreError(
-                f"{path}: migration {name} is not the {migration.name} of this Interlock;"
-                " the database was made by a changed copy"
             )
 
 
