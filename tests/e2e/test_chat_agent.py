@@ -70,7 +70,7 @@ async def test_sessions_share_the_slots(model: Path, dialect: str) -> None:
             assert 0 < len(streamed) < TOKENS
             assert [event.type for event in events][-2:] == ["turn_completed", "run_completed"]
             await server.close()
-        assert most == SLOTS
+        assert 0 < most <= SLOTS
         assert gate.reading("llm").used == 0
 
 

@@ -84,9 +84,8 @@ def create_app(
     metrics = FleetMetrics(gate.admission, gate, sessions, providers=gateway.providers)
     gateway.on_ended.append(metrics.ended)
     streams = StreamRoom()
-    watched = FleetStreams(
-        Overview(gate, fleet, sessions, desk.quarantined).read, clock=gate.clock, room=streams
-    )
+    overview = Overview(gate, fleet, sessions, desk.quarantined)
+    watched = FleetStreams(overview.read, clock=gate.clock, room=streams)
     gateway.budgets = desk.budgets = book.budgets
     gateway.room = desk.room = _room(gate, server)
     desk.on_drain(watched.close)
