@@ -65,6 +65,7 @@ class RedisLeaseKeeper(LeaseKeeper):
         import redis
 
         if self._server is None:
+            # No retries, as in `link`: a connection made anew inside has not been asked who is there.
             patience = max(0.2, min(5.0, self._lease / 4))
             server: Any = redis.Redis.from_url(
                 self._redis_url, single_connection_client=True, socket_timeout=patience, retry=None

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 _GRACE = 1.0
 """Seconds past its deadline after which a request ends here, should the server not have ended it."""
+_INSTANT = 0.001
 CALL_SECONDS = 30.0
 _MISSING = object()
 
@@ -114,7 +115,10 @@ class Exchange:
         def words(ask: Ask) -> tuple[Any, ...]:
             asked = more if ask.since is None else {**more, "since": ask.since}
             if ask.late:
-                asked = {**asked, "timeout": ask.patience, "age": ask.age}
+                patience = ask.patience
+                if request.timeout and patience is not None:
+                    patience = max(patience, _INSTANT)  # 0 is for those who would not wait at all
+                asked = {**asked, "timeout": patience, "age": ask.age}
             return ("acquire", ask.number, permit_id, names, asked)
 
         ask = Ask(number, words, permit_id, request.timeout)
