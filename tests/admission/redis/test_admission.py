@@ -258,3 +258,23 @@ async def test_connect_says_when_there_is_nobody(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("interlock.admission.remote.exchange.CALL_SECONDS", 0.2)
     with pytest.raises(Unavailable, match=r"no answer from redis://127.0.0.1:1 "):
         await RedisAdmission.connect("redis://127.0.0.1:1")
+
+
+def test_a_second_event_loop(server: redis.Redis) -> None:
+    """What one `asyncio.run` held, the next one has still; the connection is made again."""
+    admission = RedisAdmission(shared_url(server), namespace="two loops", lease=LEASE, on_failover="allow")
+
+    async def first() -> Any:
+        await admission.set_limit("a", 1)
+        return await admission.acquire("a")
+
+    async def second(held: Any) -> None:
+        with pytest.raises(LimitExceeded):
+            await admission.acquire("a", timeout=0)
+        held.release()
+        async with admission.acquire("a", timeout=5):
+            pass
+        await admission.aclose()
+
+    asyncio.run(second(asyncio.run(first())))
+    server.delete(*keys("two loops")[:2])
