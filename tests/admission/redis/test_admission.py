@@ -97,9 +97,11 @@ async def test_without_any_hint_within_a_second(
 async def test_a_broken_connection_costs_nothing(
     pair: tuple[RedisAdmission, RedisAdmission], server: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Permits are held on, waits keep their age, releases are made again, answers are given once more."""
+    """Permits are held on, waits keep their age, releases are made again, answers are given once more; and
+    each new connection asks who is there, since it may be another server (R18)."""
     one, other = pair
     caplog.set_level(logging.CRITICAL, "interlock")
+    asked = times_asked(server)
     for _ in range(5):
         permit = await one.acquire("a", timeout=20)
         waiting = [asyncio.ensure_future(other.acquire("a", timeout=20)) for _ in range(3)]
@@ -112,6 +114,12 @@ async def test_a_broken_connection_costs_nothing(
         await other.refresh()
     await one.refresh()
     assert used(one) == 0
+    assert times_asked(server) >= asked + 10  # five times both were cut off
+
+
+def times_asked(server: redis.Redis) -> int:
+    calls: int = server.info("commandstats")["cmdstat_info"]["calls"]  # type: ignore[index]
+    return calls
 
 
 async def test_the_state_is_lost(
@@ -250,3 +258,23 @@ async def test_connect_says_when_there_is_nobody(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("interlock.admission.leased.exchange.CALL_SECONDS", 0.2)
     with pytest.raises(Unavailable, match=r"no answer from redis://127.0.0.1:1 "):
         await RedisAdmission.connect("redis://127.0.0.1:1")
+
+
+def test_a_second_event_loop(server: redis.Redis) -> None:
+    """What one `asyncio.run` held, the next one has still; the connection is made again."""
+    admission = RedisAdmission(shared_url(server), namespace="two loops", lease=LEASE, on_failover="allow")
+
+    async def first() -> Any:
+        await admission.set_limit("a", 1)
+        return await admission.acquire("a")
+
+    async def second(held: Any) -> None:
+        with pytest.raises(LimitExceeded):
+            await admission.acquire("a", timeout=0)
+        held.release()
+        async with admission.acquire("a", timeout=5):
+            pass
+        await admission.aclose()
+
+    asyncio.run(second(asyncio.run(first())))
+    server.delete(*keys("two loops")[:2])

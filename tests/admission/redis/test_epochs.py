@@ -79,6 +79,20 @@ def test_half_a_state_is_none(namespace: Namespace) -> None:
         assert me.say(["check", 0], time=1_000_001) == [["done", 0, []]]
 
 
+def test_a_damaged_state_is_given_up(namespace: Namespace) -> None:
+    """What nobody can read any more is not in the way for ever: an epoch begins, as after a loss."""
+    me = Caller(namespace, allow=True)
+    first = me.reply(["set_limit", 0, "a", {"capacity": 1}], ["acquire", 1, "x", ["a"], {"lease": 1}])[
+        "epoch"
+    ]
+    namespace.connection.hset(namespace.records, "px", b"\xc1")
+    with pytest.raises(redis.ResponseError, match="INTERLOCK_STATE was damaged"):
+        me.say(time=1_002_000)
+    reply = me.reply(["check", 0], time=1_002_000, allow=False)
+    assert (reply["answers"], reply["known"], reply["quarantine"]) == ([["done", 0, []]], False, 30_000)
+    assert reply["epoch"] != first
+
+
 def test_a_server_that_starts_empty(tmp_path: object) -> None:
     """The process is killed and comes back with nothing: the library is loaded again, an epoch begins."""
     port = free_port()

@@ -354,14 +354,10 @@ class Told:
                 False if block.limit.capacity == UNLIMITED else block.limit.capacity,
                 block.limit.paused_until_ms or False,
                 len(block.ahead),
-                [one.owner or one.key for one in self._holders(block.limit)[:3]],
+                [one.owner or one.key for one in self.kernel.holders(block.limit)[:3]],
             ]
             for block in blocks(self.kernel, claims, rank)
         ]
-
-    def _holders(self, limit: Limit) -> list[Permit]:
-        # Two who are adopted may say the same fence.
-        return sorted(self.kernel.holders(limit), key=lambda one: (one.fence, one.key or ""))
 
     def _ending(self, reason: str, waiter: Waiter, now: int) -> tuple[str, dict[str, Any]]:
         details: dict[str, Any] = {"names": list(waiter.claims.names)}

@@ -87,7 +87,7 @@ class Walk:
         self.numbers = dict.fromkeys(CLIENTS, 0)
         self.seen = dict.fromkeys(CLIENTS, 0)
         self.asleep = dict.fromkeys(CLIENTS, 0)
-        self.asked = 0
+        self.asked = self.fence = 0
         self.time_ms = 1_000_000_000
         self.server = "s1"
         self.said: list[tuple[str, Any]] = []
@@ -231,20 +231,27 @@ class Walk:
         adopt, lease = rest.get("adopt", True), (lease_ms or 20) / 1000
         if pick % 3 == 0 and lost:
             known, fence, names = lost[pick // 3 % len(lost)]
+            if fence > oracle.kernel.fence or fence in {permit.fence for permit in self._permits()}:
+                fence = self._new_fence(0)
             return ["hold", known, fence, names, None, None, lease, adopt]
         if pick % 3 == 1 and oracle.kernel.waiters:
             waiters = list(oracle.kernel.waiters.values())
             waiter = waiters[pick // 3 % len(waiters)]
-            fence = oracle.kernel.fence + 1 + ahead
+            fence = self._new_fence(ahead)
             return ["hold", waiter.key, fence, waiter.claims.names, waiter.owner, None, lease, adopt]
         if key and pick % 3 == 2:
-            fence = oracle.kernel.fence + 1 + ahead + (DAY if pick % 7 == 0 else 0)
+            fence = self._new_fence(ahead) + (DAY if pick % 7 == 0 else 0)
             parent = [str(one.key) for one in self._permits()[-1:] if rest["nested"]]
             return ["hold", key, fence, rest["names"], rest["owner"], *(parent or [None]), lease, True]
         known, fence = self._permit_words(pick)
         permit = oracle.kernel.permits.get(known)
         names = ("a",) if permit is None else permit.claims.names
         return ["hold", known, fence, names, None, None, lease, adopt]
+
+    def _new_fence(self, ahead: int) -> int:
+        """One that nobody has, nor will have when the request is answered: no two permits share one."""
+        self.fence = max(self.oracle.kernel.fence + 40, self.fence + 1) + ahead
+        return self.fence
 
     def _lend(self, client: str, step: Step) -> Any:
         return ["lend", *self._permit_words(step.pick)]

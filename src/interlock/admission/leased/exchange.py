@@ -45,6 +45,7 @@ _GRACE = 0.75
 """Seconds past its deadline after which a request ends here, should the server not have ended it.
 
 Promised is that it ends within one second; the event loop needs some of that."""
+_INSTANT = 0.001
 CALL_SECONDS = 30.0
 _MISSING = object()
 
@@ -136,7 +137,10 @@ class Exchange:
             if "since" in asked:
                 asked = {**asked, "since": self._there(asked["since"])}
             if ask.late:
-                asked = {**asked, "timeout": ask.patience, "age": ask.age}
+                patience = ask.patience
+                if request.timeout and patience is not None:
+                    patience = max(patience, _INSTANT)  # 0 is for those who would not wait at all
+                asked = {**asked, "timeout": patience, "age": ask.age}
             return ("acquire", ask.number, permit_id, names, asked)
 
         ask = Ask(number, words, permit_id, request.timeout)

@@ -25,7 +25,7 @@ end
 function granter.room(limit, rank)
   local room = limit.capacity - limit.used
   if limit.gated and limit.credits < room then room = limit.credits end
-  if limit.waiting == 0 or room <= 0 then return room end
+  if not limit.reserving or room <= 0 then return room end
   for reserver in reservers(limit):each(rank) do
     if room <= 0 then break end
     local weight = tonumber(reserver:sub(RANK_LENGTH + 1, RANK_LENGTH + 16))
@@ -75,6 +75,7 @@ local function reserve(limit, weight, lane)
   local entry = lane.head_rank .. digits(weight) .. lane.number
   reservers(limit):add(entry)
   all_reservers():add(limit.number .. entry)
+  limit.reserving = (limit.reserving or 0) + 1
   granter.keeps_more = true
 end
 
@@ -115,6 +116,7 @@ local function take_out(lane, granted)
       local reserver = lane.head_rank .. digits(weight) .. lane.number
       reservers(limit):remove(reserver)
       all_reservers():remove(limit.number .. reserver)
+      limit.reserving = limit.reserving > 1 and limit.reserving - 1 or nil
       if not granted then granter.roomier(limit) end
     end
   end

@@ -129,6 +129,7 @@ class RedisLink:
         import redis.exceptions
 
         was_up = False
+        # No retries: a connection that the client makes anew by itself has not been asked who is there.
         connection: Any = redis.asyncio.Redis.from_url(
             self._url, single_connection_client=True, socket_timeout=_CALL_SECONDS, retry=None
         )

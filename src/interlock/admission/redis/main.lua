@@ -29,7 +29,8 @@ local function due_in(now_ms)
   return due_ms and math.max(0, due_ms - now_ms)
 end
 
-local function carry_on(root, request)
+-- What has to happen before the request is looked at: the moment, who asks, and what fell due by then.
+local function begin(request)
   local known, fresh = false, true
   local now_ms = clock.start(request)
   if request.number then known, fresh = clients.greet(request, now_ms) end
@@ -37,19 +38,28 @@ local function carry_on(root, request)
   kernel.tick(now_ms, words.fall_due)
   words.carry_out(now_ms)
   local changed = before ~= records.meta().timers .. (timers():first() or "")
-  if fresh then
+  return {now_ms = now_ms, known = known, fresh = fresh, changed = changed}
+end
+
+local function carry_on(root, request, begun)
+  local now_ms, changed = begun.now_ms, begun.changed
+  if begun.fresh then
     foresee(request.ops)
     changed = words.carry_on(request, request.ops, now_ms) or changed
   end
   local meta, said = records.meta(), words.answers()
   if changed then meta.version = meta.version + 1 end
   local last = request.number and clients.deliver(request, said, now_ms) or request.seen
-  known = known and records.client(request.client) ~= nil
+  local known = begun.known and records.client(request.client) ~= nil
   clients.publish(root, request.client)
   store.flush()
-  return {epoch = meta.epoch, now = now_ms, time = meta.time_ms, known = known, stale = not fresh,
+  return {epoch = meta.epoch, now = now_ms, time = meta.time_ms, known = known, stale = not begun.fresh,
     answers = said, inbox = last, due = due_in(now_ms), quarantine = clock.quarantine_left(),
     calls = TESTING and store.calls or nil}
+end
+
+local function reason(failure)
+  return type(failure) == "table" and (failure.message or failure.err) or tostring(failure)
 end
 
 -- keys: the records, the lists; arguments: what comes before every channel's name, the request.
@@ -58,10 +68,16 @@ local function apply(keys, arguments)
   if not (readable and is_request(request)) then return redis.error_reply("INTERLOCK this is no request") end
   store.open(keys[1], keys[2])
   for _, module in ipairs({ledger, granter, queue, clients, words}) do module.open() end
-  local done, reply = pcall(carry_on, arguments[1], request)
+  local sound, begun = pcall(begin, request)
+  if not sound then
+    -- No call would ever get past this: without the state an epoch begins, and holders say what they hold.
+    store.clear()
+    redis.log(redis.LOG_WARNING, "interlock gave up the state in " .. keys[1] .. ": " .. reason(begun))
+    return redis.error_reply("INTERLOCK_STATE was damaged and has been given up: " .. reason(begun))
+  end
+  local done, reply = pcall(carry_on, arguments[1], request, begun)
   if done then return cmsgpack.pack(reply) end
-  local why = type(reply) == "table" and (reply.message or reply.err) or tostring(reply)
-  return redis.error_reply("INTERLOCK " .. why)
+  return redis.error_reply("INTERLOCK " .. reason(reply))
 end
 
 redis.register_function{function_name = NAME, callback = apply, flags = {"allow-oom"}}

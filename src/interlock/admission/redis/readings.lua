@@ -27,21 +27,33 @@ local function read_permit(permit)
     granted = permit.granted_ms, touched = permit.touched_ms or false}
 end
 
+-- Reads in one go the records whose names begin with `kind` and end as the members do from `start` on.
+local function foresee_members(members_of, kind, start)
+  local fields = {}
+  for _, member in ipairs(members_of) do fields[kind .. member:sub(start)] = true end
+  store.expect(fields, records.layout_of)
+end
+
 -- All limits, and the first of those who wait and of those who hold; everybody if `whole`. Times are
 -- logical milliseconds.
 function readings.view(whole)
   local most = not whole and MOST_SHOWN + 1 or nil
   local view = {limits = {}, places = {}, held = {}, whole = true}
-  for _, name in ipairs(store.list("L"):members()) do
+  local names = store.list("L"):members()
+  local waiting, held = everybody():members(nil, most), holding():members(nil, most)
+  foresee_members(names, "l", 1)
+  foresee_members(waiting, "w", RANK_LENGTH + 1)
+  foresee_members(held, "p", 17)
+  for _, name in ipairs(names) do
     local limit = records.limit(name)
     if not limit.removed then view.limits[#view.limits + 1] = read_limit(limit) end
   end
   local seen_claims = {}
-  for at, member in ipairs(everybody():members(nil, most)) do
+  for at, member in ipairs(waiting) do
     if at == most then view.whole = false; break end
     view.places[at] = read_waiter(records.waiter(after_rank(member)), seen_claims)
   end
-  for at, member in ipairs(holding():members(nil, most)) do
+  for at, member in ipairs(held) do
     if at == most then view.whole = false; break end
     view.held[at] = read_permit(records.permit(member:sub(17)))
   end
@@ -62,7 +74,7 @@ end
 
 -- The lists as they follow from the records, but for units that cool and inboxes, which are nowhere else.
 local function derived_lists(found)
-  local expected = {}
+  local expected, reserving = {}, {}
   local function expect(prefix, member)
     expected[prefix .. member] = true
   end
@@ -97,17 +109,17 @@ local function derived_lists(found)
     end
     expect_timer(waiter.timer)
   end
-  for _, lane in ipairs(found.n) do readings.expect_lane(lane, expect) end
+  for _, lane in ipairs(found.n) do readings.expect_lane(lane, expect, reserving) end
   for _, client in ipairs(found.c) do
     expect_timer(client.timer)
     expect("z", digits(client.lease_ms) .. client.id)
   end
   expect("@", records.meta().epoch)
-  return expected
+  return expected, reserving
 end
 
 -- Where the front waiter of a lane is filed.
-function readings.expect_lane(lane, expect)
+function readings.expect_lane(lane, expect, reserving)
   local entry, claims = lane.head_rank .. lane.number, ledger.claims(lane.charged)
   if lane.aside_at then expect("a" .. records.limit(lane.aside_at).number, entry) end
   if lane.watching then expect("o" .. records.limit(lane.watching).number, entry) end
@@ -119,6 +131,7 @@ function readings.expect_lane(lane, expect)
     if weight > 1 or not patient then
       expect("r" .. limit.number, reserver)
       expect("R", limit.number .. reserver)
+      reserving[name] = (reserving[name] or 0) + 1
     end
   end
 end
@@ -152,7 +165,7 @@ end
 function readings.check()
   local found, problems, cooling = all(), {}, {}
   local used, waiting = count_up(found)
-  local expected = derived_lists(found)
+  local expected, reserving = derived_lists(found)
   for member in pairs(store.members()) do
     if member:sub(1, 1) == "t" and member:sub(18, 18) == tostring(KIND.hold) then
       local name = member:sub(51)
@@ -169,9 +182,9 @@ function readings.check()
     if limit.used ~= taken or limit.cooling ~= (cooling[limit.name] or 0) then
       problems[#problems + 1] = string.format("of %s %d units are taken, %d are counted", limit.name, taken, limit.used)
     end
-    if limit.waiting ~= (waiting[limit.name] or 0) then
-      problems[#problems + 1] = string.format("for %s wait %d, %d are counted", limit.name,
-        waiting[limit.name] or 0, limit.waiting)
+    if limit.waiting ~= (waiting[limit.name] or 0) or limit.reserving ~= reserving[limit.name] then
+      problems[#problems + 1] = string.format("for %s wait %d and reserve %d, %d and %d are counted", limit.name,
+        waiting[limit.name] or 0, reserving[limit.name] or 0, limit.waiting, limit.reserving or 0)
     end
   end
   return problems

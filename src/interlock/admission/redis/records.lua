@@ -12,7 +12,7 @@ local META = {
 }
 local LIMIT = {
   "name", "number", "capacity", "success_ms", "cancelled_ms", "failed_ms", "queue_max", "removed", "used",
-  "cooling", "granted", "waiting", "pause", "gated", "credits", "reading", "closed", "keeper",
+  "cooling", "granted", "waiting", "reserving", "pause", "gated", "credits", "reading", "closed", "keeper",
 }
 local PERMIT = {
   "id", "born", "names", "fence", "granted_ms", "owner", "parent", "parent_born", "shares", "nested", "lease",

@@ -58,6 +58,7 @@ class RedisRenewals:
         import redis
 
         if self._server is None:
+            # No retries, as in `link`: a connection made anew inside has not been asked who is there.
             server: Any = redis.Redis.from_url(
                 self._url, single_connection_client=True, socket_timeout=within, retry=None
             )

@@ -56,17 +56,19 @@ function store.load(field, layout)
   return known.record
 end
 
--- Reads what will be needed in one go.
+-- Reads what will be needed in one go, or a few.
 function store.expect(fields, layout_of)
   local unread = {}
   for field in pairs(fields) do
-    if loaded[field] == nil and #unread < MOST_ARGUMENTS then unread[#unread + 1] = field end
+    if loaded[field] == nil then unread[#unread + 1] = field end
   end
-  if #unread < 2 then return end
-  local found = call("HMGET", hash_key, unpack(unread))
-  for at, field in ipairs(unread) do
-    local packed, layout = found[at], layout_of(field)
-    loaded[field] = {layout = layout, packed = packed, record = packed and unpacked(layout, packed) or nil}
+  for first = 1, #unread, MOST_ARGUMENTS do
+    local found = call("HMGET", hash_key, unpack(unread, first, math.min(#unread, first + MOST_ARGUMENTS - 1)))
+    for at, packed in ipairs(found) do
+      local field = unread[first + at - 1]
+      local layout = layout_of(field)
+      loaded[field] = {layout = layout, packed = packed, record = packed and unpacked(layout, packed) or nil}
+    end
   end
 end
 
