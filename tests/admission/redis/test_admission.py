@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from random import Random
 from typing import Any
 
 import pytest
@@ -120,6 +121,42 @@ async def test_a_broken_connection_costs_nothing(
 def times_asked(server: redis.Redis) -> int:
     calls: int = server.info("commandstats")["cmdstat_info"]["calls"]  # type: ignore[index]
     return calls
+
+
+async def test_cancelled_at_any_moment(
+    pair: tuple[RedisAdmission, RedisAdmission], server: redis.Redis
+) -> None:
+    """Asking, changing a limit, connecting: whenever it is cancelled, nothing of it stays."""
+    random = Random(5)
+    url = shared_url(server)
+
+    async def connect() -> None:
+        await (await RedisAdmission.connect(url, namespace="other", on_failover="allow")).aclose()
+
+    async def hold(admission: RedisAdmission) -> None:
+        async with admission.acquire("a", timeout=20):
+            await asyncio.sleep(random.random() / 500)
+
+    for turn in range(150):
+        admission = random.choice(pair)
+        change = admission.set_limit("a", 1)
+        doing: Any = hold(admission) if turn % 3 else change if turn % 2 else connect()
+        if doing is not change:
+            change.close()
+        task = asyncio.ensure_future(doing)
+        if random.randrange(2):
+            await asyncio.sleep(random.random() / 200)
+        else:
+            for _ in range(random.randrange(12)):
+                await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait((task,), timeout=10)
+        assert task.done()
+    for admission in (*pair, *pair):
+        await admission.refresh()
+    reading = pair[0].limits()["a"]
+    assert (reading.used, reading.waiting) == (0, 0)
+    server.delete(*keys("other")[:2])
 
 
 async def test_the_state_is_lost(
