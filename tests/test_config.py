@@ -453,7 +453,7 @@ STORE = 'is not "memory:", "sqlite:///file.db", "sqlite:////directory/file.db" o
         (
             '[agents.a]\ntype = "command"\ncommand = ["x"]\noutput = "xml"',
             "agents.a.output",
-            '"xml" is not "json" or "text"',
+            '"xml" is not "text" or "json"',
         ),
         (
             '[agents.a]\ntype = "chat"\nprovider = "p"\nmodel = "m"',

@@ -11,6 +11,7 @@ from cyclopts import App
 
 SAYS: Final = {
     "serve": "Run the gateway and the control plane",
+    "worker": "Serve sessions of the store in PostgreSQL that the configuration names",
     "demo": "Watch a fleet of agents with and without Interlock",
     "status": "Show each gate: slots, cooling, queue, pause",
     "top": "Show gates, limits, pools and sessions as they change",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ from cyclopts import Parameter
 from interlock import __version__
 from interlock.agents.python import session_agents
 from interlock.app import Interlock, check_supported
+from interlock.cli.output import Json
 from interlock.config import Config, load_config, parse_duration, shown_url
 from interlock.errors import ValidationError
 from interlock.session.sessions import Sessions
@@ -27,6 +30,7 @@ def worker(
     config: Annotated[Path | None, Parameter(help="Default: interlock.toml here, if there is one.")] = None,
     lease: str = "30s",
     log_format: Literal["text", "json"] | None = None,
+    as_json: Json = False,
 ) -> int:
     """Serve sessions of the store in PostgreSQL that the configuration names, on any number of hosts.
 
@@ -39,6 +43,8 @@ def worker(
         agents: "module:name" of an agent, which is offered as "name", or of a dict of agents by name; beside
             those that are configured.
         lease: after how long without a sign of this worker its sessions are others', such as "30s".
+        log_format: of what it writes to standard error (default: the configuration's).
+        as_json: print who it is and what it serves as a line of JSON.
     """
     seconds = parse_duration(lease)
     if seconds < 1:
@@ -56,16 +62,18 @@ def worker(
     found = {name: agent for target in agents or () for name, agent in session_agents(target).items()}
     if not found and not settings.agents:
         raise ValidationError("there is no agent: name one with --agents module:name, or configure it")
-    return asyncio.run(run(settings, found, seconds))
+    return asyncio.run(run(settings, found, seconds, as_json=as_json))
 
 
-async def run(config: Config, agents: dict[str, Any], lease: float) -> int:
+async def run(config: Config, agents: dict[str, Any], lease: float, *, as_json: bool = False) -> int:
     """Work until a signal has ended it; the exit code."""
     async with Interlock(config, agents=agents, lease=lease) as fleet:
         stopping = _Stopping(fleet.sessions)
         stopping.install()
-        names = ", ".join(sorted(fleet.sessions.agents))
-        print(f"interlock {__version__} worker for {names}, state in {shown_url(config.store)}", flush=True)
+        names, store = sorted(fleet.sessions.agents), shown_url(config.store)
+        told = {"version": __version__, "pid": os.getpid(), "agents": names, "store": store}
+        text = f"interlock {__version__} worker for {', '.join(names)}, state in {store}"
+        print(json.dumps(told) if as_json else text, flush=True)
         await stopping.over
         await fleet.sessions.aclose(timeout=0)
     return stopping.code

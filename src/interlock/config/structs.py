@@ -132,7 +132,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     dialect: Literal["openai", "anthropic"] | None = None
     system: Annotated[str | None, text] = None
     input: Literal["stdin", "argument", "environment"] | None = None
-    output: Literal["json", "text"] | None = None
+    output: Literal["text", "json"] | None = None
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):

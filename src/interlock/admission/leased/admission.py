@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from interlock.admission.callback import call_back
 from interlock.admission.leased.asks import Ask, hold_words
-from interlock.admission.leased.exchange import CALL_SECONDS, Exchange
+from interlock.admission.leased.exchange import CALL_SECONDS
 from interlock.admission.leased.leases import Held
+from interlock.admission.leased.lending import LendingExchange
 from interlock.admission.permit import DEFAULT_TIMEOUT, Acquisition, Permit
 from interlock.admission.validation import check_capacity, check_name, check_seconds
 from interlock.admission.view import EMPTY, View
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 _STOP_SECONDS = 2.0
 
 
-class LeasedAdmission(Exchange):
+class LeasedAdmission(LendingExchange):
     """`LocalAdmission`'s semantics, decided elsewhere, for every process that can reach it.
 
     Permits are leased: a process that dies gives back what it held when its leases end. While it lives a

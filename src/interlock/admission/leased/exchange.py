@@ -16,8 +16,6 @@ from uuid import uuid4
 from interlock.admission.callback import begin, call_back
 from interlock.admission.leased.asks import Ask, RemotePermit, hold_words, more_words
 from interlock.admission.leased.leases import Held, LeaseKeeper, now
-from interlock.admission.refusals import lending_refused, lost
-from interlock.admission.validation import check_seconds
 from interlock.admission.waits import Wait
 from interlock.admission.wire import GENERATED, error_from_wire
 from interlock.clock import SystemClock
@@ -25,7 +23,6 @@ from interlock.errors import (
     AcquireTimeout,
     InterlockError,
     InvalidOperation,
-    PermitLost,
     Unavailable,
     ValidationError,
 )
@@ -286,7 +283,7 @@ class Exchange:
         if self._by_id.get(held.id) is held:
             self._by_id.pop(held.id, None)
 
-    # -- touching and lending
+    # -- touching
 
     def _touch(self, record: model.Permit) -> None:
         assert isinstance(record, Held)
@@ -296,48 +293,6 @@ class Exchange:
             self._link.say(words)
         elif self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._link.say, words)
-
-    def _lend(self, record: model.Permit) -> None:
-        assert isinstance(record, Held)
-        refused = "ended" if record.ended is not None else "lent" if record.lent else None
-        if refused is None and any(held.over is record for held in tuple(self._held)):
-            refused = "family"
-        if refused is not None:
-            raise lending_refused(record, refused)
-        record.lent = True
-        self._link.say(("lend", record.id, record.fence))
-
-    def _reclaim(self, record: model.Permit, timeout: float | None) -> Generator[Any, None, None]:
-        """Take the units of *record* again. If that fails it is released: nobody works without units."""
-        assert isinstance(record, Held)
-        if record.ended == "released":
-            return  # its holder gave it up for good meanwhile
-        if record.ended is not None:
-            raise lost(record)
-        ask: Ask | None = None
-        try:
-            self._settle_in()
-            check_seconds("timeout", timeout)
-            ask = Ask(
-                self._next(),
-                lambda ask: ("reclaim", ask.number, record.id, record.fence, ask.patience),
-                "",
-                timeout,
-            )
-            ask.names = record.claims.names
-            self._put(ask)
-            yield from ask.future
-            if ask.error is not None:
-                if isinstance(ask.error, PermitLost):
-                    record.lose("expired")
-                raise ask.error
-            record.fence, record.granted_ms = ask.value
-            record.lent = False
-        finally:
-            if ask is not None and ask.number in self._asks:
-                self._withdraw(ask)
-            if record.lent:
-                self._let_go(record, "unused")
 
     # -- what the link calls
 
@@ -453,6 +408,14 @@ class Exchange:
         if held is not None and held.fence <= fence:
             held.epoch = self._epoch
             held.confirm(asked, held.lease_seconds if left_ms is None else left_ms / 1000)
+
+    # -- what the rest of an admission adds
+
+    def _lend(self, record: model.Permit) -> None:
+        raise NotImplementedError
+
+    def _reclaim(self, record: model.Permit, timeout: float | None) -> Generator[Any, None, None]:
+        raise NotImplementedError
 
     def _viewed(self, number: int, view_number: int, at: float, view: Any) -> None:
         raise NotImplementedError
