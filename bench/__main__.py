@@ -8,7 +8,7 @@ import time
 
 from bench.measure import save
 
-PARTS = ("kernel", "limiter", "pool", "sessions", "events", "remote", "gateway", "goodput", "fanout")
+PARTS = ("kernel", "limiter", "pool", "sessions", "events", "remote", "redis", "gateway", "goodput", "fanout")
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from test_architecture import tracked_files
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src/interlock"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-SHIPPED = {".py", ".sql", ".typed", ".html", ".css", ".js", ".svg", ".json", ".txt"}
+SHIPPED = {".py", ".lua", ".sql", ".typed", ".html", ".css", ".js", ".svg", ".json", ".txt"}
 
 UNSAFE = {
     "pickle",

@@ -43,6 +43,7 @@ def test_every_case_says_its_rule() -> None:
     assert len({case.name for case in CASES}) == len(CASES) > 40
 
 
+@pytest.mark.deep
 async def test_remote_through_another_process(tmp_path: Path) -> None:
     """All cases, one after the other, with `interlock serve` and in real time."""
     async with serve(tmp_path, 'store = "memory:"\n') as server, _harness(server.url) as harness:
