@@ -2,7 +2,7 @@
 
 python
     run as a program of its own, as ``python -m asyncio`` would, in an empty directory; one that names the
-    address of a server gets a server
+    address of a server gets a server, and one that names a Redis gets a Valkey
 toml
     loaded as a configuration
 json, yaml
@@ -32,6 +32,7 @@ import httpx2
 import pytest
 import yaml
 
+from admission.redis.servers import valkey
 from interlock.cli import app
 from interlock.config import load_config
 from interlock.testing.simulator import read_scenario
@@ -40,6 +41,8 @@ from processes import serve
 from shells import Shell
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
+REDIS = "redis://user:password@redis.internal:6379/0"
+"""In the documentation: what runs it puts the address of a real one in its place."""
 KNOWN = SHELL | {"python", "toml", "text", "mermaid", "yaml", "json"}
 
 OTHERS = {
@@ -102,7 +105,8 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]
 def programs(*, served: bool) -> list[object]:
     """The programs that need a server, or those that need none; the README's has a test of its own."""
     pages = [block for block in BLOCKS if block.language == "python" and block.page != README]
-    wanted = [block for block in pages if (SERVER in block.body) is served and not block.not_run]
+    plain = [block for block in pages if REDIS not in block.body and not block.not_run]
+    wanted = [block for block in plain if (SERVER in block.body) is served]
     return [pytest.param(block, id=str(block)) for block in wanted]
 
 
@@ -111,6 +115,15 @@ async def test_code_runs(block: Block, tmp_path: Path, monkeypatch: pytest.Monke
     """A program of its own, which asserts what it shows."""
     monkeypatch.chdir(tmp_path)
     await run_code(block.body, block.page)
+
+
+@pytest.mark.parametrize("block", [pytest.param(one, id=str(one)) for one in BLOCKS if REDIS in one.body])
+async def test_code_runs_with_a_valkey(block: Block) -> None:
+    """One that names a Redis gets a server of its own; what it has to wait for at a first start is short."""
+    with valkey() as connection:
+        at = connection.connection_pool.connection_kwargs
+        body = block.body.replace(REDIS, f"redis://{at['host']}:{at['port']}/0")
+        await run_code(body.replace("lease=30.0", "lease=0.3"), block.page)
 
 
 @pytest.mark.parametrize("block", programs(served=True))
