@@ -190,7 +190,12 @@ def test_writes_that_the_system_refuses_lose_nothing(path: Path, chance: random.
     """The same where the system itself refuses to let the files grow, in the middle of a commit."""
     arguments = [str(path), str(chance.randrange(1 << 32)), str(Path(__file__).parent)]
     done = subprocess.run(
-        [sys.executable, "-c", FULL, *arguments], capture_output=True, text=True, timeout=100, check=False
+        [sys.executable, "-c", FULL, *arguments],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
 
