@@ -15,7 +15,7 @@ serve: $(READY) ## the gateway on 127.0.0.1:7411
 	.venv/bin/interlock serve
 
 test: $(READY) ## the whole suite (minutes)
-	$(PY) -m pytest -n 3 --dist worksteal -q
+	$(PY) -m pytest -n 2 --dist worksteal -q
 
 test-deep: $(READY) ## the long hunts: storms, soaks, exhaustive searches
 	$(PY) -m pytest -n 2 --dist worksteal -q -m deep --timeout=3600

@@ -233,7 +233,8 @@ class LogCheck:
         elif life.state == ENDED:
             if run["status"] not in ENDS.values() or run["endedAt"] is None:
                 self._add("status", "it has ended, and is not stored so", run)
-            if run["retry"] == "on_crash" and run["status"] == "interrupted" and life.cut_off:
+            unasked = run["status"] == "interrupted" and run["runId"] not in self.asked["interrupted"]
+            if run["retry"] == "on_crash" and unasked and life.cut_off:
                 self._add("crash", "a run that should run again after a crash did not", run)
         elif run["status"] not in STATUSES[life.state]:
             self._add("one end", f"by its log it is {life.state}, it is stored otherwise", run)

@@ -97,6 +97,7 @@ async def engine_hunted(fleet: Storm, rounds: int) -> None:
     await ended(fleet)
 
 
+@pytest.mark.deep
 async def test_the_engine_killed_and_stopped(engine: Engine, tmp_path: Path, dice: Random) -> None:
     """It dies and comes back, and is told to stop, while clients of its die, and others cannot reach it."""
     async with storm(engine, tmp_path, dice, LONG_LEASE) as fleet:
@@ -122,6 +123,7 @@ async def test_nobody_is_passed_in_a_crowd(engine: Engine, tmp_path: Path, dice:
         await ended(fleet)
 
 
+@pytest.mark.deep
 async def test_hosts_without_their_network(tmp_path: Path, dice: Random) -> None:
     """Three clients on hosts of their own, whose links drop every packet for two leases."""
     if reason := refusal():
