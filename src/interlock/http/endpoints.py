@@ -23,7 +23,7 @@ from starlette.routing import Route
 
 from interlock.errors import InterlockError
 from interlock.http.access.scopes import NAMES, OPEN, admits
-from interlock.http.problems import PROBLEM_JSON, NotAllowed, NotJson, encoded, problem, unexpected
+from interlock.http.problems import PROBLEM_JSON, NotAllowed, encoded, problem, unexpected
 from interlock.http.queries import AnyQuery, Query, read_query
 
 if TYPE_CHECKING:
@@ -134,7 +134,6 @@ class _Answering:
 
     async def answer(self, request: Request) -> Response:
         try:
-            _check_plain(request)
             if self.endpoint.query is not AnyQuery:
                 read_query(request, self.endpoint.query)
             return await self.handler(request)
@@ -146,13 +145,6 @@ class _Answering:
             return Response(status_code=400)  # nobody reads it
         except Exception as error:
             return Response(encoded(unexpected(error)), 500, media_type=PROBLEM_JSON)
-
-
-def _check_plain(request: Request) -> None:
-    """`NotJson` for a body that has to be unpacked first: it may be larger than all that is allowed."""
-    encoding = request.headers.get("content-encoding", "identity")
-    if encoding.strip().lower() != "identity":
-        raise NotJson(f"content-encoding is {encoding[:80]!r}; send the body as it is")
 
 
 class Path:

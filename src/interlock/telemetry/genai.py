@@ -12,7 +12,6 @@ OPERATION_NAME: Final = "gen_ai.operation.name"
 PROVIDER_NAME: Final = "gen_ai.provider.name"
 REQUEST_MODEL: Final = "gen_ai.request.model"
 CONVERSATION_ID: Final = "gen_ai.conversation.id"
-AGENT_NAME: Final = "gen_ai.agent.name"
 OPERATION_DURATION: Final = "gen_ai.client.operation.duration"
 
 CHAT: Final = "chat"
